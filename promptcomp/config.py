@@ -9,10 +9,10 @@ import difflib
 import re
 from collections.abc import Iterable, Mapping
 from importlib.metadata import entry_points
-from typing import Any, Literal, TypeVar, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from promptcomp.documents import DEPTH, parse_yaml, read_yaml
 from promptcomp.errors import ConfigError, did_you_mean, first_line
@@ -34,6 +34,8 @@ class Measured(Config):
     model_config = ConfigDict(allow_inf_nan=True)
 
 
+Decay = Annotated[float, Field(ge=0, lt=1)]
+"""Of a moment of AdamW."""
 NOT_LOADED: dict[str, str] = {}
 """Name of each section of an installed package that could not be imported -> a sentence that says why."""
 _MOST = 20

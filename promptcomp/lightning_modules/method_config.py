@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from promptcomp.checkpoints.places import trained_at
-from promptcomp.config import Config, ConfigError
+from promptcomp.config import Config, ConfigError, Decay
 from promptcomp.language_model.lm_config import LanguageModelConfig
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class OptimConfig(Config):
     """Highest learning rate."""
     weight_decay: float = Field(0.0, ge=0)
     """Decoupled weight decay, on matrices only (no biases, no norms)."""
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
     """Decay of AdamW's two moments."""
     eps: float = Field(1e-8, gt=0)
     """AdamW's epsilon."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, NonNegativeFloat, model_validator
 
-from promptcomp.config import Config, ConfigError
+from promptcomp.config import Config, ConfigError, Decay
 from promptcomp.files import is_file_name
 from promptcomp.language_model.lm_config import PositionalStart
 
@@ -22,7 +22,7 @@ class StageConfig(Config):
     """What the log calls it."""
     steps: int = Field(ge=1)
     """Steps at most."""
-    lr_scale: tuple[float, float] = (1.0, 1.0)
+    lr_scale: tuple[NonNegativeFloat, NonNegativeFloat] = (1.0, 1.0)
     """Learning rate at the stage's start and end, relative to `optim.lr`; linear between."""
 
 
@@ -218,7 +218,7 @@ class PretrainOptim(Config):
 
     lr: float = Field(default=2e-3, gt=0)
     """Highest learning rate."""
-    betas: tuple[float, float] = (0.9, 0.98)
+    betas: tuple[Decay, Decay] = (0.9, 0.98)
     """Decay of AdamW's two moments."""
     weight_decay: float = Field(default=0.05, ge=0)
     """Decoupled weight decay."""

@@ -9,6 +9,7 @@ from pydantic import AfterValidator, Field
 
 from promptcomp.config import Config, ConfigError, apply_overrides, build, dump
 from promptcomp.experiment import load
+from promptcomp.toy.recipe import PretrainOptim, StageConfig
 
 
 class First(Config):
@@ -92,3 +93,16 @@ def test_messages(overrides: list[str], expected: str) -> None:
 def test_numbers_that_no_machine_can_follow_are_refused(key: str) -> None:
     with pytest.raises(ConfigError, match=rf"{key} = 9{{17}}: Input should be less than"):
         load("mend", None, [f"{key}={'9' * 17}"])
+
+
+@pytest.mark.parametrize("betas", [[0.9, 1.5], [1, 0.9], [-0.1, 0.9]])
+def test_decays_of_moments_are_below_one(betas: list[float]) -> None:
+    with pytest.raises(ConfigError, match=r"optim\.betas\.[01] = .*: Input should be"):
+        load("mend", None, [f"optim.betas={betas}"])
+    with pytest.raises(ConfigError, match=r"betas\.[01] = .*: Input should be"):
+        build(PretrainOptim, {"betas": betas})
+
+
+def test_a_stage_does_not_climb_its_loss() -> None:
+    with pytest.raises(ConfigError, match=r"lr_scale\.0 = -1: Input should be"):
+        build(StageConfig, {"name": "a", "steps": 1, "lr_scale": [-1, 1]})
