@@ -59,7 +59,9 @@ def lora_settings(lm: LanguageModel | TextEncoder, config: LoraConfig) -> peft.L
             "anew"
         )
     modules, body = dict(lm.hf.named_modules()), {*lm.hf.base_model.modules()} - {lm.hf.get_output_embeddings()}
-    layers = {name: each for name, each in modules.items() if isinstance(each, nn.Linear | Conv1D) and each in body}
+    linear = {name: each for name, each in modules.items() if isinstance(each, nn.Linear | Conv1D) and each in body}
+    # a router of experts may be made of one, and gives more than its product
+    layers = {name: each for name, each in linear.items() if "Router" not in type(each).__name__}
     known = {_last(name) for name in layers}
     if unknown := [name for name in config.targets if name not in known]:
         listed = ", ".join(sorted(known))

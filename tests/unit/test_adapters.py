@@ -15,6 +15,7 @@ from promptcomp.language_model import LanguageModel
 from promptcomp.lightning_modules.adapters import adapted, add_lora
 from promptcomp.lightning_modules.method_config import LoraConfig
 from tests.families import FAMILIES, family
+from tests.tiny_families import tiny_family
 from tests.tiny_models import tiny_hf
 
 
@@ -65,3 +66,11 @@ def test_chosen_layers_are_said_and_experts_cannot_be_chosen() -> None:
         "LoRA: adapters beside q_proj; none beside experts.down_proj, experts.gate_up_proj"
     )
     assert "self_attn.k_proj" in adapted(lm.hf)
+
+
+def test_routers_made_of_a_linear_layer_get_no_adapters() -> None:
+    hf = tiny_family("phimoe")
+    lm = LanguageModel.from_parts(hf)
+    add_lora(lm, LoraConfig(rank=2))
+    assert "mlp.router" in adapted(hf)
+    assert torch.isfinite(hf(torch.tensor([[5, 6, 7]])).logits).all()
