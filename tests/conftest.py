@@ -48,6 +48,14 @@ SIGNALS[signal.SIGINT] = signal.default_int_handler
 """A shell ignores Ctrl-C for what it starts in the background, and processes that tests start would inherit that."""
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _no_bars() -> None:
+    """What transformers draws while a test makes a model is no part of what the program prints."""
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+
+
 @pytest.fixture(autouse=True)
 def _signals_as_before() -> Iterator[None]:
     """The program ignores late signals when it ends; a test that calls its entry point must not pass that on, nor may a

@@ -189,7 +189,9 @@ def _asked(model: Any) -> tuple[list[bool], list[bool]]:
 
 
 @pytest.mark.parametrize("method", ["gist", "mend"])
-def test_a_users_model_comes_back_as_it_was(tokenizer: Any, method: str) -> None:
+def test_a_users_model_comes_back_as_it_was(tokenizer: Any, method: str, request: pytest.FixtureRequest) -> None:
+    transformers.utils.logging.enable_progress_bar()
+    request.addfinalizer(transformers.utils.logging.disable_progress_bar)
     model = AutoModelForCausalLM.from_pretrained(LM).train()
     model.model.layers[0].requires_grad_(False).eval()
     before, state, threads = _asked(model), torch.get_rng_state(), torch.get_num_threads()

@@ -246,8 +246,7 @@ def test_a_prompt_of_the_hub(
     }.items():
         done = call("generate", QUERY, "--prompt", *words)
         assert (done.returncode, said in done.stderr) == (2, True), done.stderr
-        said_alone = [line for line in done.stderr.splitlines() if not line.startswith(("Fetching ", "Download"))]
-        assert len([line for line in said_alone if line]) == 1  # the bars are the hub's
+        assert done.stderr.count("\n") == 1
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # nobody listens there
     done = call("generate", QUERY, "--prompt", "me/new")
     assert (done.returncode, "Connection refused" in done.stderr) == (2, True), done.stderr
