@@ -93,8 +93,9 @@ class PromptReader:
         Raises:
             ConfigError: nothing would be left for the LM to go on from, or it is no text.
         """
-        own = whole(query, "a query").strip() if self.format.trims else whole(query, "a query")
-        text = whole(self.format.query.replace("{input}", own) if own else self.format.empty_query, "a query")
+        own = whole(query, "a query")
+        own = own.strip() if self.format.trims else own
+        text = self.format.query.replace("{input}", own) if own else self.format.empty_query
         ids = tuple(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
         if not ids and self.lm.family == "decoder":
             raise ConfigError("a query is empty, and this prompt cannot do without; write at least one word")
