@@ -239,6 +239,7 @@ def test_two_compressors_share_a_model(tokenizer: Any) -> None:
         promptcomp.TextCompressor.from_model(model, tokenizer, "gist", train="lora")
 
 
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")  # peft asks for it
 def test_what_is_no_model_is_told(tokenizer: Any) -> None:
     hf = AutoModelForCausalLM.from_pretrained(LM)
     tuned = peft.get_peft_model(copy.deepcopy(hf), peft.PromptTuningConfig("CAUSAL_LM", num_virtual_tokens=2))
