@@ -27,7 +27,11 @@ FloorOption = Annotated[
 @app.command("run")
 def leaderboard_run(
     track: Annotated[
-        str, Argument(metavar="TRACK", help="demonstrations, instructions, instructions_smollm2, or a YAML file.")
+        str,
+        Argument(
+            metavar="TRACK",
+            help="demonstrations, instructions, demonstrations_smollm2, instructions_smollm2, or a YAML file.",
+        ),
     ],
     overrides: Overrides = None,
     methods: Annotated[str | None, Option(help="Methods, with commas: the track's, or shipped experiments.")] = None,
@@ -36,7 +40,7 @@ def leaderboard_run(
         str | None, Option("--bytes", help="Budgets as shares of the full context's bytes (1/8,1/16).")
     ] = None,
     rivals: Annotated[str | None, Option(help="Rivals, with commas.")] = None,
-    rates: Annotated[str | None, Option(help="Learning rates of every trained row; dev chooses.")] = None,
+    rates: Annotated[str | None, Option(help="Learning rates of all trained rows; dev chooses.")] = None,
     seeds: Annotated[int | None, Option(min=1, help="Seeds of every row.")] = None,
     workers: Annotated[int, Option("--workers", "-w", min=1, help="Trials at a time, each a process.")] = 1,
     floor: FloorOption = 0.95,

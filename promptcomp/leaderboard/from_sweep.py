@@ -56,7 +56,7 @@ def rows_of_sweep(plan: TrackPlan, state: SweepState, command: str) -> Iterator[
         "data": first.data,
         "lm": first.lm,
         "split": split,
-        "metric": _metric(first.splits[split].metric),
+        "metric": plan.track.metric or _metric(first.splits[split].metric),
         "examples_sha256": first.splits[split].examples_sha256,
         "shares": plan.track.bytes,
         "command": command,

@@ -11,13 +11,14 @@ import itertools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
 from promptcomp.config import Config, build, read_yaml
 from promptcomp.documents import experiment_file, shipped
 from promptcomp.errors import ConfigError, did_you_mean
+from promptcomp.evaluation.formatting import many
 from promptcomp.evaluation.predictions import LOWER_IS_BETTER
 from promptcomp.leaderboard.board_row import RowBudget
 from promptcomp.rivals.rival import Share
@@ -63,7 +64,7 @@ class Track(Config):
     """Dotted key -> value, for every row."""
     methods: Annotated[dict[str, dict[str, Any]], BeforeValidator(_keys)] = {}
     """Name -> dotted keys of this method; its `method` section is that of the shipped experiment of this name, or of
-    `experiment` where that is one of the keys."""
+    `experiment` where that is one of the keys. `rates`: its own learning rates, as many as those of all others."""
     slots: tuple[Annotated[int, Field(gt=0)], ...] = Field((4, 16), min_length=1)
     """Budgets in slots."""
     bytes: tuple[Share, ...] = ()
@@ -71,11 +72,14 @@ class Track(Config):
     rivals: tuple[Annotated[dict[str, Any], BeforeValidator(_named)], ...] = ()
     """Names, or sections of `evaluation.rivals`, without a budget."""
     rates: tuple[Annotated[float, Field(gt=0)], ...] = Field((1e-3, 3e-3), min_length=1)
-    """Learning rates of every trained row; one of them is chosen on dev."""
+    """Learning rates of a trained row; one of them is chosen on dev."""
     seeds: int = Field(3, ge=1)
     """Seeds of every row."""
     split: str | None = None
     """What is scored; null: the first test split."""
+    metric: Literal["accuracy", "exact_match", "rougeL", "loss"] | None = None
+    """What it is scored by; null: the data's metric, or accuracy where that is no mean over examples. accuracy: of
+    chosen options; exact_match: of generated answers; rougeL: of generated answers; loss: of the right answers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +131,9 @@ def read_track(name: str, given: Mapping[str, Any]) -> Track:
     tree = read_yaml(path)
     own, wanted = _keys(tree.get("methods") or {}), given.get("methods")
     tree |= {key: value for key, value in given.items() if value}
+    if given.get("rates") and isinstance(own, Mapping):  # they are for all
+        own = {name: {key: value for key, value in keys.items() if key != "rates"} for name, keys in own.items()}
+        tree["methods"] = own
     if wanted and isinstance(own, Mapping):
         tree["methods"] = {method: own.get(method, {}) for method in wanted}
     return build(Track, with_full_path(tree, path.parent), source=name)
@@ -151,7 +158,7 @@ def plan_of(track: Track, words: Iterable[str] = ()) -> TrackPlan:
         "space": {},
         "set": dict(track.set),
         "seeds": track.seeds,
-        "objectives": [{"metric": "method", **({"split": track.split} if track.split else {})}],
+        "objectives": [{"metric": track.metric or "method", **({"split": track.split} if track.split else {})}],
     }
     tree = apply_words(tree, shared)
     if tree.get("space"):
@@ -167,7 +174,7 @@ def plan_of(track: Track, words: Iterable[str] = ()) -> TrackPlan:
         raise ConfigError("a leaderboard needs a method or a rival that can be run; give --methods or --rivals")
     sweep = _sweep(tree, choices)
     experiment = experiment_of(sweep, {DIMENSION: next(iter(choices))}, 0)
-    if headline_of(experiment) in LOWER_IS_BETTER:
+    if (track.metric or headline_of(experiment)) in LOWER_IS_BETTER:
         aim = sweep.objectives[0].model_copy(update={"direction": "minimize"})
         sweep = sweep.model_copy(update={"objectives": (aim,)})
     if twice := {row.name for row in rows if sum(row.name == each.name for each in rows) > 1}:
@@ -199,15 +206,16 @@ def _trained(
     section = read_yaml(experiment_file(str(keys.get("experiment", name)))).get("method")
     if not isinstance(section, Mapping):
         raise ConfigError(f"{name}: its experiment has no method section")
-    own = {key: value for key, value in keys.items() if key != "experiment"}
+    own = {key: value for key, value in keys.items() if key not in ("experiment", "rates")}
+    rates = _rates(track, name, keys)
     choices, rows, problems = dict[str, dict[str, Any]](), list[PlannedRow](), list[ConfigError]()
     for slots in track.slots:
         settings = {"method": {**section, "num_slots": slots}, **own}
         settings["evaluation.rivals"] = [{"name": control} for control in _CONTROLS]
-        of_rate = {f"{name}-{slots}-lr{rate:g}": {**settings, "optim.lr": rate} for rate in track.rates}
-        if len(of_rate) < len(track.rates):
-            raise ConfigError(f"rates {', '.join(f'{rate:g}' for rate in track.rates)}: give each rate once")
-        known = dict(zip(of_rate, track.rates, strict=True))
+        of_rate = {f"{name}-{slots}-lr{rate:g}": {**settings, "optim.lr": rate} for rate in rates}
+        if len(of_rate) < len(rates):
+            raise ConfigError(f"rates {', '.join(f'{rate:g}' for rate in rates)}: give each rate once")
+        known = dict(zip(of_rate, rates, strict=True))
         row = PlannedRow(name, name, "", RowBudget(kind="slots", requested=slots), is_trained=True, choices=known)
         one = dict([next(iter(of_rate.items()))])
         try:
@@ -227,6 +235,18 @@ def _trained(
     if problems and len(problems) == len(track.slots):
         raise problems[0]
     return choices, rows
+
+
+def _rates(track: Track, name: str, keys: Mapping[str, Any]) -> tuple[float, ...]:
+    """A method's own learning rates, or those of the track."""
+    if "rates" not in keys:
+        return track.rates
+    rates = build(Track, {"experiment": track.experiment, "rates": keys["rates"]}, source=name).rates
+    if len(rates) != len(track.rates):
+        raise ConfigError(
+            f"{name}: {many(len(rates), 'rate')} where the others have {len(track.rates)}; give each method as many"
+        )
+    return rates
 
 
 def _untrained(track: Track, tree: Mapping[str, Any]) -> tuple[dict[str, dict[str, Any]], list[PlannedRow]]:

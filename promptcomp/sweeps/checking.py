@@ -15,7 +15,7 @@ from promptcomp.experiment import Experiment
 from promptcomp.sweeps.space import base_tree, experiment_of, grid, grid_size, planned_controls, scalars, settings_of
 from promptcomp.sweeps.sweep_config import Choices, Dimension, Interval, Scalar, SweepConfig, is_below, keys_of
 from promptcomp.sweeps.sweep_directory import SweepDirectory
-from promptcomp.sweeps.values import OF_SPLIT
+from promptcomp.sweeps.values import OF_HEADLINE, OF_SPLIT
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import URL
@@ -29,8 +29,6 @@ _OF_SWEEP = {
     "name": "the sweep names its runs",
     "output_dir": "give the sweep's directory with -o",
 }
-_OF_HEADLINE = ("method", "gap_to_full", "full_prompt", "no_prompt")
-"""Objectives that are values of the metric that the data is summed up by."""
 _NEED_BOUNDS = {*OF_SPLIT, "kl", "top1"} - {"method"}
 
 
@@ -273,7 +271,7 @@ def _metrics(config: SweepConfig, experiments: Iterable[Experiment]) -> Iterator
         yield f"objectives: {', '.join(metric for metric, _ in names)} holds one twice"
     for objective in config.objectives:
         measured = [objective.metric]
-        if objective.metric in _OF_HEADLINE:
+        if objective.metric in OF_HEADLINE:
             measured = sorted({headline_of(each) for each in experiments})
         falls = next((name for name in measured if name in LOWER_IS_BETTER), None)
         if falls is not None and objective.direction == "maximize":

@@ -14,6 +14,9 @@ from promptcomp.sweeps.sweep_config import Constraint, Objective, SweepConfig
 OF_SPLIT = ("method", "full_prompt", "no_prompt", "retained", "headroom", "gap_to_full")
 """Fields of a split of results.json that are one number each."""
 
+OF_HEADLINE = ("method", "full_prompt", "no_prompt", "gap_to_full")
+"""Those that are values of the metric that the split is summed up by."""
+
 
 class Goal(Objective):
     """An objective, with the name that its values have."""
@@ -34,9 +37,17 @@ def objective_values(config: SweepConfig, run: Path) -> dict[str, float]:
     """The objectives of a finished run.
 
     Raises:
-        ConfigError: no results, or an objective that is not in them or has no value.
+        ConfigError: no results, or an objective that is not in them or has no value, or of which less is better than
+            the configuration says (answers without options are summed up by their loss).
     """
     results = read_results(run)
+    for goal in goals_of(config):
+        split = _split_of(results, goal.split) if goal.metric in OF_HEADLINE else None
+        if split is not None and split.metric in LOWER_IS_BETTER and goal.direction == "maximize":
+            raise ConfigError(
+                f"{run}: {goal.metric} is a {split.metric} here, of which less is better; start anew, elsewhere, with "
+                f"sweep.objectives='[{{metric: {split.metric}, direction: minimize}}]'"
+            )
     return {goal.name: _value(results, goal, run) for goal in goals_of(config)}
 
 
@@ -89,8 +100,12 @@ def metric_of(results: Results, metric: str, split: str | None = None) -> float 
     if key and section in ("size", "cost"):
         part = results.size if section == "size" else results.cost
         return _finite(part.model_dump().get(key))
-    chosen = results.splits.get(split) if split else next(iter(results.splits.values()), None)
+    chosen = _split_of(results, split)
     return None if chosen is None else _of_split(chosen, metric)
+
+
+def _split_of(results: Results, split: str | None) -> SplitResult | None:
+    return results.splits.get(split) if split else next(iter(results.splits.values()), None)
 
 
 def _of_split(split: SplitResult, metric: str) -> float | None:

@@ -16,9 +16,11 @@ from promptcomp.sweeps.attempts import Attempts
 from promptcomp.sweeps.preview import make_plan
 from promptcomp.sweeps.study import begin, read_state
 from promptcomp.sweeps.sweep_directory import SweepDirectory
+from promptcomp.sweeps.values import objective_values
 from promptcomp.sweeps.views.numbers import Progress
 from promptcomp.sweeps.views.points import best_cell
 from promptcomp.sweeps.worker import work
+from tests.sweep_states import write_results
 from tests.sweeps.helpers import FAKE, assert_exactly_once, run, starts, statuses, sweep_config
 
 
@@ -147,6 +149,18 @@ def test_failures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str, at
     assert bad.attempt == (1 if mode == "usr1" else attempts)
     if words is not None:
         assert words in (bad.problem or "")
+
+
+def test_results_that_turn_out_to_be_losses_are_not_maximised(tmp_path: Path) -> None:
+    """Answers without options and without generated texts are summed up by their loss, whatever the data asks for."""
+    write_results(tmp_path, 0, {"test": 1.25})
+    results = tmp_path / "results.json"
+    results.write_text(results.read_text().replace('"exact_match"', '"loss"'))
+    with pytest.raises(ConfigError, match=r"method is a loss here.*sweep.objectives='\[\{metric: loss, direction: min"):
+        objective_values(sweep_config(objectives=[{"metric": "method"}]), tmp_path)
+    for metric in ("loss", "method"):
+        falling = sweep_config(objectives=[{"metric": metric, "direction": "minimize"}])
+        assert objective_values(falling, tmp_path) == {metric: 1.25}
 
 
 @pytest.mark.parametrize("drawn", [{}, {"sampler": "random", "points": 2}])

@@ -348,10 +348,10 @@ def test_shipped_tracks_are_sweeps(name: str) -> None:
     choices = plan.sweep.space[DIMENSION].choices  # type: ignore[union-attr]
     assert {choice for row in plan.rows for choice in row.choices} == set(choices)
     assert any(row.is_control for row in plan.rows)
-    words = plan_of(track, ["trainer.max_steps=7", f"{trained[0].method}:method.kl_weight=0.5"])
+    words = plan_of(track, ["trainer.max_steps=7", f"{trained[0].method}:method.temperature=0.5"])
     for choice, settings in words.sweep.space[DIMENSION].choices.items():  # type: ignore[union-attr]
         assert settings["trainer.max_steps"] == (0 if choice.startswith("rivals") else 7)
-        assert ("method.kl_weight" in settings) == choice.startswith(trained[0].method + "-")
+        assert ("method.temperature" in settings) == choice.startswith(trained[0].method + "-")
 
 
 def test_an_own_track(tmp_path: Path) -> None:
@@ -368,6 +368,22 @@ def test_an_own_track(tmp_path: Path) -> None:
     names = [row.name for row in plan.rows]
     assert {"wide-2", "wide-3", "shuffled_wide-2", "random_wide-3", "truncate_head-2", "truncate_head-3"} <= set(names)
     assert plan.sweep.seeds == 1
+    assert plan.sweep.objectives[0].direction == "maximize"
+
+
+def test_rates_of_a_method_and_a_metric_of_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        "experiment: mend\nmethods: {mend: {rates: [3e-4]}, pool: {}}\nslots: [2]\nrates: [1e-3]\nmetric: loss\n"
+    )
+    plan = plan_of(read_track(str(path), {}))
+    assert {row.method: [*row.choices.values()] for row in plan.rows if row.is_trained} == {
+        "mend": [3e-4],
+        "pool": [1e-3],
+    }
+    assert (plan.sweep.objectives[0].metric, plan.sweep.objectives[0].direction) == ("loss", "minimize")
+    of_all = plan_of(read_track(str(path), {"rates": ["2e-3", "4e-3"]}))
+    assert {rate for row in of_all.rows if row.is_trained for rate in row.choices.values()} == {2e-3, 4e-3}
 
 
 @pytest.mark.parametrize(
@@ -388,6 +404,8 @@ def test_an_own_track(tmp_path: Path) -> None:
         ("demonstrations", {}, ["mend:method.projectio=mlp"], "projection"),
         ("demonstrations", {"slots": ["4", "4"]}, [], "-4 would be two rows"),
         ("demonstrations", {"rates": ["1e-3", "0.001"]}, [], "rates 0.001, 0.001: give each rate once"),
+        ("demonstrations", {}, ["mend:rates=[1e-3]"], "mend: 1 rate where the others have 2"),
+        ("demonstrations", {}, ["mend:rates=[1e-3,0]"], "rates"),
         ("instructions", {"rivals": ["fewer_demonstrations"]}, [], "needs contexts of demonstrations"),
     ],
 )
