@@ -147,7 +147,7 @@ class DistillJob:
         self.lm, self.name, self.options, self.folder = lm, name, options, folder
         self.budgets = options.budgets()
         self._stop, self._console = Stop(), console
-        self.text = AskedText(lm, name, whole(text, "the text"), options, folder, console)
+        self.text = AskedText(lm, name, text, options, folder, console)
         if taken := [name for name in beside or {} if name in ROWS]:
             raise ConfigError(f"beside: {taken[0]!r} is the name of another row; give the text another one")
         self._others = {name: self.text.context_of(other) for name, other in (beside or {}).items()}
