@@ -147,7 +147,7 @@ class PromptReader:
             found = generate_within(
                 self.lm.eval(),
                 memory,
-                collate([context], 0).to(self.device),
+                collate([context]).to(self.device),
                 most,
                 stop_ids=self.format.stop_ids,
                 temperature=settings.temperature,
