@@ -21,6 +21,7 @@ import json
 import os
 import platform
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -157,6 +158,13 @@ def clear_unstarted(path: Path) -> None:
         for left in path.glob(".config.yaml.*.tmp"):
             left.unlink()
         (path / "checkpoints").rmdir()
+
+
+def discard_unstarted(run: RunDirectory) -> None:
+    """Remove the directory of a run that was refused before it had computed anything."""
+    kept = (run.metrics, run.predictions)
+    if not any(run.last.parent.iterdir()) and not any(file.exists() for file in kept):
+        shutil.rmtree(run.path, ignore_errors=True)
 
 
 def check_unused(path: Path) -> None:
