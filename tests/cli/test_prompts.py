@@ -168,6 +168,8 @@ def test_prompts_that_cannot_be_compressed(run: Run, lm: Path, gist_run: Path, t
     assert "256" in refused(run, *words, "--text", TEXT * 40)
     (tmp_path / "latin").write_bytes("café".encode("latin-1"))
     assert "not UTF-8" in refused(run, *words, "--file", "latin")
+    (tmp_path / "wide").write_text("a text", encoding="utf-16")
+    assert "wide: not UTF-8 text but UTF-16; save it as UTF-8" in refused(run, *words, "--file", "wide")
     assert "no such file" in refused(run, *words, "--file", "missing")
     assert "no such run" in refused(run, "compress", "nowhere", "--text", "cat", "-o", "p.safetensors")
     assert "does not exist" in refused(run, *words[:3], "no/folder/p.safetensors", "--text", "cat")
