@@ -83,8 +83,8 @@ class TrainerConfig(Config):
             raise ValueError(
                 f"trainer.batch_size={self.batch_size} is not a multiple of trainer.accumulate={self.accumulate}"
             )
-        if self.devices != "auto" and self.devices < 1:
-            raise ValueError(f"trainer.devices={self.devices}: at least one device is needed")
+        if self.devices != "auto" and not 1 <= self.devices <= 1024:
+            raise ValueError(f"trainer.devices={self.devices}: give a number from 1 to 1024")
         if self.strategy == "fsdp" and self.precision == "16-mixed":
             raise ValueError(
                 "trainer.strategy=fsdp does not work with trainer.precision=16-mixed (loss scaling does not work on "
