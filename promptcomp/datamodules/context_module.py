@@ -70,7 +70,7 @@ class Counts:
         if self.tokens is not None:
             tokens, contexts = self.tokens
             of = "" if contexts == self.contexts else f" in the first {contexts:,} contexts"
-            parts.append(f"{tokens:,} tokens{of}")
+            parts.append(f"{many(tokens, 'token')}{of}")
         return f"{self.split}: {', '.join(parts)}"
 
 

@@ -310,7 +310,7 @@ class CompressedPrompt:
 
     def __repr__(self) -> str:
         info = self.info
-        return f"CompressedPrompt({info.method}, {info.source_tokens} tokens -> {info.slots} slots)"
+        return f"CompressedPrompt({info.method}, {info.lengths})"
 
     @property
     def reader(self) -> PromptReader:

@@ -65,6 +65,7 @@ def test_one_run_compresses_to_several_numbers_of_slots(run: Run, lm: Path, gist
     for asked, slots in (((), 4), (("--slots", "1"), 1)):
         done = run(*words, str(tmp_path / f"{slots}.safetensors"), *asked, "--json")
         assert json.loads(done.stdout)["slots"] == slots
+    assert "11 tokens -> 1 slot (11.0x)" in run("inspect", str(tmp_path / "1.safetensors")).stdout
     output = str(tmp_path / "no.safetensors")
     told = refused(run, *words, output, "--slots", "2")
     assert told == "error: 2 slots were not trained: the run has 1, 4; choose one of them\n"
