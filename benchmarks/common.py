@@ -58,7 +58,7 @@ def make_contexts(
 
 def make_batch(contexts: list[EncodedContext]) -> Batch:
     """A batch of them."""
-    return collate(contexts, 0)
+    return collate(contexts)
 
 
 def median_seconds(work: Callable[[], object], repeats: int) -> float:

@@ -41,7 +41,7 @@ def make_batch(work: Work, vocabulary: int) -> Batch:
         )
         for _ in range(work.contexts)
     ]
-    return collate(rows, 0)
+    return collate(rows)
 
 
 def train_step(module: CompressionModule, batch: Batch, optimizer: torch.optim.Optimizer, precision: str) -> None:

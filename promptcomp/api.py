@@ -20,7 +20,7 @@ from promptcomp.config import ConfigError, build, flat, read_yaml, with_settings
 from promptcomp.datamodules.instruction.instruction_config import InstructionConfig
 from promptcomp.datamodules.sources.instruction_sources import RowsInMemory
 from promptcomp.documents import experiment_file
-from promptcomp.errors import did_you_mean
+from promptcomp.errors import check_place, did_you_mean
 from promptcomp.experiment import Experiment
 from promptcomp.files import Place, check_output
 from promptcomp.language_model import LanguageModel, LanguageModelConfig
@@ -118,6 +118,8 @@ def fit(
     """
     if isinstance(what, Experiment):
         what = what.model_dump(mode="json")
+    if not isinstance(what, Mapping):
+        check_place(what, "an experiment that is no dictionary")
     source = "configuration" if isinstance(what, Mapping) else os.fspath(what)
     tree = what if isinstance(what, Mapping) else read_yaml(experiment_file(source))
     experiment = build(Experiment, with_settings(tree, settings), source=source)
@@ -187,6 +189,7 @@ def sweep(
         if folder is None:
             raise ConfigError("a sweep without a file needs a directory: give output=")
     else:
+        check_place(what, "a sweep that is no dictionary")
         origin = find_sweep(os.fspath(what))
         source, tree, folder = origin.source, origin.tree, output or origin.directory or Path("sweeps") / origin.name
     for key, value in settings.items():

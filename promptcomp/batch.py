@@ -181,20 +181,20 @@ def _parts(contexts: Sequence[EncodedContext]) -> Tensor | None:
     return pad([[bisect_right(c.borders, place) for place in range(len(c.ids))] for c in contexts], 0, "left")[0]
 
 
-def collate(contexts: Sequence[EncodedContext], pad_id: int) -> Batch:
-    """Make a Batch of encoded contexts; the only place where padding is decided. `pad_id`: a token that the LM has,
-    which a tokenizer's own need not be."""
+def collate(contexts: Sequence[EncodedContext]) -> Batch:
+    """Make a Batch of encoded contexts; the only place where padding is decided. It is token 0: that is one that the LM
+    has, which a tokenizer's own padding need not be."""
     queries = [(row, query) for row, context in enumerate(contexts) for query in context.queries]
     targets = [(row, query, target) for row, (_, query) in enumerate(queries) for target in query.targets]
     column = partial(torch.tensor, dtype=torch.long)
     task = column([context.task for context in contexts])
-    student = Context(*pad([context.ids for context in contexts], pad_id, "left"), task, _parts(contexts))
+    student = Context(*pad([context.ids for context in contexts], 0, "left"), task, _parts(contexts))
     teacher = student
     if any(context.teacher_ids is not None for context in contexts):
         teacher_rows = [c.ids if c.teacher_ids is None else c.teacher_ids for c in contexts]
-        teacher = Context(*pad(teacher_rows, pad_id, "left"), task)
-    query_ids, query_mask = pad([query.ids for _, query in queries], pad_id, "left")
-    target_ids, target_mask = pad([target.ids for _, _, target in targets], pad_id, "right")
+        teacher = Context(*pad(teacher_rows, 0, "left"), task)
+    query_ids, query_mask = pad([query.ids for _, query in queries], 0, "left")
+    target_ids, target_mask = pad([target.ids for _, _, target in targets], 0, "right")
     return Batch(
         context=student,
         teacher_context=teacher,

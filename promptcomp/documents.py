@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import json
 import math
+import os
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -170,6 +171,14 @@ def how_to_begin(run: object) -> str:
     known = {each.parent.name: each.parent for each in Path("runs").glob("*/config.yaml")}
     near = difflib.get_close_matches(Path(str(run)).name, known, n=1)
     return f"; did you mean {shown(str(known[near[0]]))}?" if near else ""
+
+
+def of_sweep(folder: Path) -> str:
+    """For a message, where a folder is no run: what shows its runs, if it is a sweep's."""
+    if not os.path.isfile(folder / "sweep.yaml"):
+        return ""
+    show = command("sweep", "show", folder)
+    return f"; {folder} is a sweep: `{show}` shows what it has found, and its runs are in {folder / 'runs'}"
 
 
 def is_experiment(tree: Mapping[str, Any]) -> bool:

@@ -3,6 +3,7 @@ fast."""
 
 import difflib
 import errno
+import os
 import shlex
 from collections.abc import Iterable
 from enum import IntEnum
@@ -94,6 +95,15 @@ def command(*words: object) -> str:
     """A call of the program for messages, quoted so that a shell and the program read it as it is meant."""
     parts = (f"./{word}" if isinstance(word, Path) and str(word).startswith("-") else str(word) for word in words)
     return shlex.join(["promptcomp", *parts])
+
+
+def check_place(given: object, what: str) -> None:
+    """
+    Raises:
+        ConfigError: what a program has given as a path is none.
+    """
+    if not isinstance(given, str | os.PathLike):
+        raise ConfigError(f"{what} must be a path, not {type(given).__name__}")
 
 
 def check_utf8(path: Path) -> None:

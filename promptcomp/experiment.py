@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Literal, Union
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from promptcomp.config import Config, ConfigError, apply_overrides, build, read_yaml
 from promptcomp.datamodules import DATASETS
@@ -83,8 +83,8 @@ class TrainerConfig(Config):
             raise ValueError(
                 f"trainer.batch_size={self.batch_size} is not a multiple of trainer.accumulate={self.accumulate}"
             )
-        if self.devices != "auto" and self.devices < 1:
-            raise ValueError(f"trainer.devices={self.devices}: at least one device is needed")
+        if self.devices != "auto" and not 1 <= self.devices <= 1024:
+            raise ValueError(f"trainer.devices={self.devices}: give a number from 1 to 1024")
         if self.strategy == "fsdp" and self.precision == "16-mixed":
             raise ValueError(
                 "trainer.strategy=fsdp does not work with trainer.precision=16-mixed (loss scaling does not work on "
@@ -125,11 +125,18 @@ class EvaluationConfig(Config):
     """How ROUGE-Lsum finds sentences. builtin: by a list of abbreviations; nltk: by nltk's English model (a
     download)."""
 
+    @field_validator("splits")
+    @classmethod
+    def _each_once(cls, splits: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        if twice := [name for name in splits or () if (splits or ()).count(name) > 1]:
+            raise ValueError(f"{twice[0]!r} occurs twice; leave one out")
+        return splits
+
 
 class Experiment(Config):
     """One run: a method, data, a language model, and how to train and evaluate."""
 
-    name: str = Field("", pattern=r"^[A-Za-z0-9._-]*$")
+    name: str = Field("", pattern=r"^([A-Za-z0-9_-][A-Za-z0-9._-]*)?$")
     """Name of the run directory; empty: method and data."""
     method: Annotated[Union[tuple(METHODS.values())], Field(discriminator="name")]  # type: ignore[valid-type]  # noqa: UP007
     """The compression method or control, chosen by `method.name`."""

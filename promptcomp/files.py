@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from promptcomp.errors import ConfigError, NoSpace, check_utf8, errno_of, is_full
+from promptcomp.plain import not_utf8
 
 if sys.platform != "win32":  # there two processes may get in each other's way
     import fcntl
@@ -95,9 +96,8 @@ def decoded(content: bytes, path: Path | str) -> str:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
-        raise ConfigError(
-            f"{path}, line {line}: not UTF-8 text (byte 0x{content[error.start]:02x}); save it as UTF-8"
-        ) from None
+        found = not_utf8(content, f" (byte 0x{content[error.start]:02x}); save it as UTF-8")
+        raise ConfigError(f"{path}, line {line}: {found}") from None
 
 
 def read_text(path: Path, what: str, limit: int = 2**33) -> str:

@@ -22,6 +22,12 @@ SECRETS = ("password", "passwd", "sslpassword", "token", "access_token", "api_ke
 """Names of values in addresses that nobody may read."""
 _USER = re.compile(r"(?<=://)(?!USER@)(?:[^\s/?#@:]*:[^\s@'\"]*|[^\s/?#@]*)@")
 _VALUE = re.compile(rf"(?i)(?<![\w.])((?:{'|'.join(SECRETS)})=)[^&\s'\"]+")
+_OTHERS = {
+    **dict.fromkeys((b"\xff\xfe", b"\xfe\xff"), "UTF-16; save it as UTF-8"),
+    **dict.fromkeys((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd"), "a compressed file; decompress it first"),
+    b"PK": "a ZIP archive or an Excel file; extract it, or save it as CSV",
+}
+"""What files begin with that are no text, and what they are."""
 _LARGEST = 2**64
 _PIECES = re.compile(r"\s*(?:`[^`]*`\S*|promptcomp .*|\S+)|\s+")
 """Of a line: a command in quotation marks, one that ends the line, a word; each with the spaces in front of it."""
@@ -35,6 +41,12 @@ def printable(text: str) -> str:
 def without_credentials(text: str) -> str:
     """A text whose addresses (`scheme://...`) have neither user and password nor secret values (`?password=...`)."""
     return _VALUE.sub(r"\1...", _USER.sub("", text)) if "://" in text else text
+
+
+def not_utf8(content: bytes, otherwise: str = "") -> str:
+    """What bytes are that are no UTF-8, as far as their beginning tells; `otherwise`: what to add where it does not."""
+    told = (f" but {what}" for start, what in _OTHERS.items() if content.startswith(start))
+    return "not UTF-8 text" + next(told, otherwise)
 
 
 def shown(value: Any, most: int = 120) -> str:

@@ -244,7 +244,7 @@ def _ratio(ours: float, full: float, what: str) -> str:
 def print_points(points: ReferencePoints, console: Console) -> None:
     """Print the reference points, notes, and which run stands for what."""
     for name, split in points.splits.items():
-        counted = f"{name}: {split.count:,} examples, {many(split.num_contexts, 'context')}"
+        counted = f"{name}: {many(split.count, 'example')}, {many(split.num_contexts, 'context')}"
         metrics = [split.metric, *(["agreement"] if split.agreement_with and split.metric != "agreement" else [])]
         columns = [METRIC_TITLES.get(metric, metric) for metric in metrics]
         table = open_table(f"{counted}; trained on the same data, steps and seed", [""], columns)

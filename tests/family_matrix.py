@@ -114,9 +114,7 @@ class _Comparison:
             EncodedQuery(ids, tuple(EncodedTarget(_TARGETS[t]) for _, q, t in _OF if q == n))
             for n, ids in enumerate(_QUERIES)
         ]
-        return collate(
-            [EncodedContext(_CONTEXTS[0], tuple(queries[:2])), EncodedContext(_CONTEXTS[1], (queries[2],))], 0
-        )
+        return collate([EncodedContext(_CONTEXTS[0], tuple(queries[:2])), EncodedContext(_CONTEXTS[1], (queries[2],))])
 
     @cached_property
     def wanted(self) -> Tensor:

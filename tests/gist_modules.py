@@ -29,7 +29,7 @@ CONTEXTS = (
 
 
 def batch(*contexts: EncodedContext) -> Batch:
-    return collate(contexts or CONTEXTS, 0)
+    return collate(contexts or CONTEXTS)
 
 
 def method(name: str = "gist", lm: Any = "llama", attention: str = "sdpa", **options: Any) -> Any:

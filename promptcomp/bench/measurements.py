@@ -16,7 +16,7 @@ from rich.text import Text
 
 from promptcomp.config import flat
 from promptcomp.evaluation.flops import break_even
-from promptcomp.evaluation.formatting import bytes_text, flops_text, ms_text
+from promptcomp.evaluation.formatting import bytes_text, flops_text, many, ms_text
 from promptcomp.plain import csv_text
 from promptcomp.plotting import COLOURS, GREY, LINES, drawing, panels, save
 from promptcomp.terminal import open_table
@@ -198,7 +198,8 @@ def print_bench(bench: Bench, console: Console) -> None:
         Text.assemble(
             (bench.method, "bold"),
             f" on {bench.lm} ({weights}), {bench.dtype}, {bench.device}, "
-            f"{bench.threads} thread(s); query {bench.query_tokens} tokens, answer {bench.new_tokens} tokens",
+            f"{many(bench.threads, 'thread')}; query {many(bench.query_tokens, 'token')}, "
+            f"answer {many(bench.new_tokens, 'token')}",
         ),
         highlight=False,
     )

@@ -182,7 +182,7 @@ class Subject:
             prompt = self._cut(self.prompt_pool, prompt_tokens, row * prompt_tokens, generator)
             query = self._cut(self.query_pool, self.query_tokens, row * self.query_tokens, generator)
             contexts.append(EncodedContext(prompt, (EncodedQuery(query, (EncodedTarget((query[0],)),)),)))
-        return collate(contexts, pad_id=0).to(device)
+        return collate(contexts).to(device)
 
     def _cut(self, pool: Sequence[int], count: int, start: int, generator: torch.Generator) -> tuple[int, ...]:
         if not pool:

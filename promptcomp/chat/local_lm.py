@@ -130,7 +130,7 @@ class LocalLM:
             self._share(encoded)
             first = len(self._shared)
         queries = tuple(EncodedQuery(ids[first:], ()) for ids in encoded)
-        batch = collate([EncodedContext(self._shared, queries)], pad_id=0).to(self._device)
+        batch = collate([EncodedContext(self._shared, queries)]).to(self._device)
         written = _Rows(self._tokenizer, len(prompts), writing.stop)
         with contextlib.suppress(_AllEnded):
             self.lm.generate(

@@ -111,15 +111,15 @@ def _print_row(row: ShownRow, is_icl: bool, console: Console) -> None:
     seed = "" if row.seed is None else f", data seed {row.seed}"
     console.rule(f"task {row.task}{seed}", align="left")
     if row.context_tokens:
-        pieces = f" in {len(row.demonstrations)} demonstrations" if is_icl else ""
+        pieces = f" in {many(len(row.demonstrations), 'demonstration')}" if is_icl else ""
         teacher = f", teacher {row.teacher_tokens}" if row.teacher_tokens != row.context_tokens else ""
-        parts = [f"{row.context_tokens} tokens{pieces}{teacher}"]
-        parts += [f"{row.dropped} demonstrations over the budget left out"] if row.dropped else []
-        parts += [f"{row.cut_tokens} tokens cut"] if row.cut_tokens else []
+        parts = [f"{many(row.context_tokens, 'token')}{pieces}{teacher}"]
+        parts += [f"{many(row.dropped, 'demonstration')} over the budget left out"] if row.dropped else []
+        parts += [f"{many(row.cut_tokens, 'token')} cut"] if row.cut_tokens else []
         console.print(Text.assemble(("context", "bold"), f" ({'; '.join(parts)})"), highlight=False)
         for piece in row.demonstrations:
             show("  " + _visible(piece))
-    console.print(Text.assemble(("query", "bold"), f" ({row.query_tokens} tokens)"), highlight=False)
+    console.print(Text.assemble(("query", "bold"), f" ({many(row.query_tokens, 'token')})"), highlight=False)
     show("  " + _visible(row.query))
     console.print(Text.assemble(("targets", "bold"), " (the right one marked)"), highlight=False)
     for number, (option, tokens) in enumerate(zip(row.options, row.target_tokens, strict=True)):

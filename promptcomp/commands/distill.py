@@ -122,26 +122,26 @@ def _described(file: Path, found: Distilled) -> dict[str, Any]:
 
 
 def _print(file: Path, found: Distilled, console: Console) -> None:
-    from promptcomp.evaluation.formatting import flops_text
+    from promptcomp.evaluation.formatting import flops_text, many
     from promptcomp.plain import near
     from promptcomp.report import print_held_out, print_steps
     from promptcomp.terminal import plain_table
 
     info, cost, best = found.prompt.info, found.prompt.info.cost, found.progress.best_step
     if (row := info.held_out.get("cartridge")) is not None:  # not where it was stopped before
-        what = f"\n{info.slots} slots in the place of {info.source_tokens} tokens"
+        what = f"\n{many(info.slots, 'slot')} in the place of {many(info.source_tokens, 'token')}"
         kept = f"{row['gap_closed']:.0%}" if row["gap_closed"] > 0 else "nothing"
         where = "of the distance between no text and the whole text, on held-out questions"
-        say(console, f"{what} close {kept} {where}.", "bold")
+        say(console, f"{what} close{'s' if info.slots == 1 else ''} {kept} {where}.", "bold")
     say(
         console,
-        f"{file}: {info.source_tokens} tokens -> {info.slots} slots ({info.source_tokens / info.slots:.1f}x), "
-        f"{cost['questions']:.0f} questions, {cost['steps']:.0f} steps (the best: {best}), {cost['seconds']:.0f} s, "
-        f"{flops_text(cost['flops'])}",
+        f"{file}: {info.lengths} ({info.source_tokens / info.slots:.1f}x), "
+        f"{cost['questions']:.0f} questions, {many(round(cost['steps']), 'step')} (the best: {best}), "
+        f"{cost['seconds']:.0f} s, {flops_text(cost['flops'])}",
     )
     print_held_out(info.held_out, console)
     for each in found.examples:
-        texts = {"question": each.question, "whole text": each.whole, f"{info.slots} slots": each.cartridge}
+        texts = {"question": each.question, "whole text": each.whole, many(info.slots, "slot"): each.cartridge}
         rows = [(name, " ".join(text.split())) for name, text in texts.items()]
         console.print(plain_table(("", ""), rows, show_header=False))
     for rival, title in (("prompt", "reading the text anew"), ("prefix_cache", "a prefix cache of the text")):

@@ -71,6 +71,7 @@ def _with_torch() -> Iterator[tuple[str, bool, str]]:
     try:
         import torch
 
+        from promptcomp.evaluation.formatting import many
         from promptcomp.language_model import LanguageModel, LanguageModelConfig
         from promptcomp.language_model.loading import multiplies_bfloat16
         from promptcomp.run.opening import quiet
@@ -79,7 +80,7 @@ def _with_torch() -> Iterator[tuple[str, bool, str]]:
         return
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     fast = ", bfloat16 is faster than float32" if multiplies_bfloat16() else ""
-    cpu = f"{os.cpu_count()} CPU cores, torch uses {torch.get_num_threads()} threads{fast}"
+    cpu = f"{many(os.cpu_count() or 1, 'CPU core')}, torch uses {many(torch.get_num_threads(), 'thread')}{fast}"
     yield "devices", True, f"{', '.join(gpus) or 'no GPU'}; {cpu}"
     names = ("toy_decoder", "toy_t5")
     try:

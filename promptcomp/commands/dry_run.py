@@ -120,9 +120,9 @@ def _lines(found: StepForecast, experiment: Experiment) -> list[str]:
         )
     lines += [found.adapters] if found.adapters else []
     lines += [
-        f"context at most {found.context_tokens} tokens -> {found.memory_slots} slots; "
-        f"query with target at most {found.example_tokens} tokens",
+        f"context at most {many(found.context_tokens, 'token')} -> {many(found.memory_slots, 'slot')}; "
+        f"query with target at most {many(found.example_tokens, 'token')}",
         f"work: {flops_text(found.step_flops)} a step, {flops_text(found.train_flops)} in "
-        f"{experiment.trainer.max_steps} steps (upper bounds)",
+        f"{many(experiment.trainer.max_steps, 'step')} (upper bounds)",
     ]
     return lines

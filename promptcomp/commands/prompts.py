@@ -98,7 +98,7 @@ def compress(
     }
     kept = f"{bytes_text(done.kv_bytes)} instead of {bytes_text(done.full_kv_bytes)}"
     lines = (
-        f"{output}: {info.source_tokens} tokens -> {info.slots} slots ({ratio:.1f}x) in {done.milliseconds:.0f} ms",
+        f"{output}: {info.lengths} ({ratio:.1f}x) in {done.milliseconds:.0f} ms",
         f"file {bytes_text(size)}, in the LM's cache {kept}",
         f"ask it: {command('generate', '--prompt', output, 'QUERY')}",
     )
@@ -176,7 +176,7 @@ def inspect(
         "file": f"{file} ({bytes_text(size)}, hash verified)",
         "kind": f"{kind}, {info.dtype}, {len(tensors)} tensors",
         "made by": f"{info.method}{f' ({info.run})' if info.run else ''} on {info.created}, promptcomp {info.version}",
-        "prompt": f"{info.source_tokens} tokens -> {info.slots} slots ({info.source_tokens / max(info.slots, 1):.1f}x)",
+        "prompt": f"{info.lengths} ({info.source_tokens / max(info.slots, 1):.1f}x)",
         "read by": f"{info.lm.path} as trained in {info.run}" if info.lm_is_trained else info.lm.path,
         "weights": info.lm_hash[:_SHOWN_HASH],
         "tokenizer": info.tokenizer_hash[:_SHOWN_HASH],

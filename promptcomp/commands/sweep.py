@@ -321,7 +321,7 @@ def curve(
         show(found.model_dump_json())
     else:
         print_efficiency(found, console)
-        if config.seeds == 1:
+        if all(mean.seeds == 1 for row in found.rows for mean in row.values.values()):
             console.print(ONE_SEED, highlight=False)
     say(console, f"report: {write_report(state)}")
     if found.missing:

@@ -19,6 +19,7 @@ import numpy as np
 
 from promptcomp.config import ConfigError, read_yaml
 from promptcomp.documents import YAML_LIMIT, how_to_begin
+from promptcomp.errors import check_place
 from promptcomp.evaluation.bootstrap import RESAMPLES, percentile_interval, resample
 from promptcomp.evaluation.metrics import group
 from promptcomp.evaluation.predictions import LOWER_IS_BETTER, METRICS, MetricName, Prediction, joined, read_predictions
@@ -202,6 +203,8 @@ def compare(
     """
     if not paths:
         raise ConfigError("nothing to compare: give one or more run directories, for example runs/*")
+    for path in paths:
+        check_place(path, "a run")
     runs = _load([Path(path) for path in paths])
     shared = _shared_splits(runs, split)
     left_out = sorted({name for run in runs for name in run.results.splits} - set(shared)) if split is None else []

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from promptcomp.comparing.comparison import Comparison, ComparisonRow, SplitComparison
-from promptcomp.evaluation.formatting import METRIC_TITLES, bytes_text, value_text
+from promptcomp.evaluation.formatting import METRIC_TITLES, bytes_text, many, value_text
 from promptcomp.evaluation.predictions import LOWER_IS_BETTER
 from promptcomp.evaluation.results import Interval
 from promptcomp.plain import csv_text
@@ -171,7 +171,7 @@ def _notes(split: SplitComparison) -> list[str]:
 def _title(split: SplitComparison) -> str:
     lower = ", lower is better" if split.metric in LOWER_IS_BETTER else ""
     ranked = "best first" if split.same_examples else "different test examples, not ranked"
-    return f"{split.split}: {split.count:,} examples, {ranked}{lower}"
+    return f"{split.split}: {many(split.count, 'example')}, {ranked}{lower}"
 
 
 def _line(cells: list[str]) -> str:

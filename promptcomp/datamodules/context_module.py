@@ -9,7 +9,6 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, ClassVar
 
 import lightning as L
@@ -71,7 +70,7 @@ class Counts:
         if self.tokens is not None:
             tokens, contexts = self.tokens
             of = "" if contexts == self.contexts else f" in the first {contexts:,} contexts"
-            parts.append(f"{tokens:,} tokens{of}")
+            parts.append(f"{many(tokens, 'token')}{of}")
         return f"{self.split}: {', '.join(parts)}"
 
 
@@ -144,7 +143,6 @@ class ContextDataModule(L.LightningDataModule):
         end = reader.tokenizer.eos_token_id
         self.end_ids: tuple[int, ...] = () if end is None else (end,)
         """The tokenizer's end-of-sequence token, if it has one."""
-        self._collate = partial(collate, pad_id=0)
 
     @property
     def data_name(self) -> str:
@@ -330,7 +328,7 @@ class ContextDataModule(L.LightningDataModule):
         loader = DataLoader(
             _Items(lambda draw: self.with_targets("train", self.train_context(draw))),
             batch_sampler=sampler,
-            collate_fn=self._collate,
+            collate_fn=collate,
             num_workers=workers,
             persistent_workers=workers > 0,
             multiprocessing_context="fork" if workers else None,  # workers share the rows and the token cache
@@ -382,7 +380,7 @@ class ContextDataModule(L.LightningDataModule):
         """
         config = self.config
         batches = eval_batches(contexts, config.eval_batch_contexts, config.eval_batch_targets, world_size)
-        return DataLoader(_Items(contexts.encode), batch_sampler=batches[rank::world_size], collate_fn=self._collate)
+        return DataLoader(_Items(contexts.encode), batch_sampler=batches[rank::world_size], collate_fn=collate)
 
 
 def _tokens(context: EncodedContext, gold: Sequence[int] | None) -> int:

@@ -31,6 +31,7 @@ _FEW = (
     "there are no options, and other rows of the task have some: it is measured by its loss alone",
     "there is only one option",
 )
+_TRAINED = "queries are training rows too (same input and output)"
 _SHOWN = "queries have the input and output of a demonstration of their task, so that their answers may be shown"
 _KEPT_TASKS = 1024  # tasks of a generated source that are kept after they were built
 
@@ -53,7 +54,7 @@ class ICLDataModule(TaughtDataModule):
         rule, cap = SEPARATORS[config.separator], config.max_example_tokens
         self.renderer = Renderer(self.cache, rule, config.scoring, config.output_space, cap)
         self._odd_rows = 0
-        self._shown: dict[str, int] = {}
+        self._overlaps: list[str] = []
         self._examples: dict[str, tuple[ExampleInfo, ...]] = {}
         self._plans: dict[str, tuple[Plan, ...]] = {}
         self._task = lru_cache(maxsize=_KEPT_TASKS)(lambda index: self._train_tasks[index])
@@ -69,16 +70,16 @@ class ICLDataModule(TaughtDataModule):
                     {task.name for split in self.source.splits for task in self.source.tasks(split)}
                 )
         self._check_training()
-        self._shown = {}
+        self._overlaps = []
         if self.config.balance == "examples":
             self._check_pieces(self._train_tasks, found)
         for split in self.eval_splits:
             with collecting(found):
                 self._check_pieces({id(plan.task): plan.task for plan in self.eval_plans(split)}.values(), found)
                 self._check_options(self.eval_plans(split), found)
-                if shown := self._count_shown(split):
-                    self._shown[split] = shown
-                    tell(Problem("data", None, f"{split}: {shown} {_SHOWN}", "warning"), found)
+                for overlap in self._find_overlaps(split):
+                    self._overlaps.append(overlap)
+                    tell(Problem("data", None, overlap, "warning"), found)
 
     def _check_training(self) -> None:
         """
@@ -121,23 +122,27 @@ class ICLDataModule(TaughtDataModule):
                 where = row.where or f"task {task.name}"
                 tell(Problem.at(where, message, "warning" if lenient else "error"), found)
 
-    def _count_shown(self, split: str) -> int:
-        """Queries that are in their task's pool of demonstrations as well, where these are other rows."""
+    def _find_overlaps(self, split: str) -> Iterator[str]:
+        """Queries that are in their task's pool of demonstrations as well, where these are other rows, and those that
+        are trained on (tables; rows on disk are met when read)."""
+        tasks = self._train_tasks if self.config.balance == "examples" else ()
+        rows = (row for task in tasks if not isinstance(task.queries, LazySequence) for row in task.queries)
+        trained = {(row.input, row.output) for row in rows}
         pools: dict[int, set[tuple[str, str]]] = {}
-        count = 0
+        shown = also_trained = 0
         for task, queries in ((plan.task, plan.queries) for plan in self.eval_plans(split)):
-            if self.config.num_demonstrations and task.demonstrations is not task.queries:
-                if id(task) not in pools:
-                    pools[id(task)] = {(row.input, row.output) for row in task.demonstrations}
-                asked = (task.queries[i] for i in queries)
-                count += sum((row.input, row.output) in pools[id(task)] for row in asked)
-        return count
+            has_pool = self.config.num_demonstrations and task.demonstrations is not task.queries
+            if has_pool and id(task) not in pools:
+                pools[id(task)] = {(row.input, row.output) for row in task.demonstrations}
+            for row in (task.queries[i] for i in queries) if has_pool or trained else ():
+                shown += (row.input, row.output) in pools.get(id(task), ())
+                also_trained += (row.input, row.output) in trained
+        yield from (f"{split}: {n} {what}" for n, what in ((shown, _SHOWN), (also_trained, _TRAINED)) if n)
 
     def notes(self) -> list[str]:
         """Notes on the data: rows whose options the model cannot distinguish, queries that are demonstrations."""
         odd = f"{self._odd_rows} rows have options that the LM cannot distinguish (see promptcomp data validate)"
-        shown = [f"{split}: {count} {_SHOWN}" for split, count in self._shown.items()]
-        return [*([odd] if self._odd_rows else []), *shown]
+        return [*([odd] if self._odd_rows else []), *self._overlaps]
 
     def count(self, split: str) -> Counts:
         """See the base class."""

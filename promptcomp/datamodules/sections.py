@@ -81,7 +81,7 @@ class DataConfig(Config):
     """Maximum number of contexts in one evaluation batch."""
     eval_batch_targets: int = Field(default=128, ge=1)
     """Most targets (queries times options) in one evaluation batch; large tasks are split into several batches."""
-    num_workers: int = Field(default=0, ge=0)
+    num_workers: int = Field(default=0, ge=0, le=1024)
     """Processes that prepare batches beside the training process; 0 = none."""
 
     context_kind: ClassVar[Literal["demonstrations", "prompt"]] = "prompt"

@@ -22,6 +22,7 @@ from promptcomp.datamodules.sources.arrow import open_table, text_column
 from promptcomp.datamodules.sources.records import Asked, Found, Record, collecting, good_records
 from promptcomp.datamodules.sources.row_files import FILE_KINDS, check_file, read_records
 from promptcomp.datamodules.tasks import Source
+from promptcomp.plain import not_utf8
 
 _SPLIT_STREAM = 7
 
@@ -204,4 +205,4 @@ def _document(file: str, start: int, block: bytes) -> Record:
     try:
         return Record(file, start, {"text": block.decode("utf-8").strip()})
     except UnicodeDecodeError as error:
-        return Record(file, start + block.count(b"\n", 0, error.start), problem="not UTF-8 text")
+        return Record(file, start + block.count(b"\n", 0, error.start), problem=not_utf8(block))

@@ -16,6 +16,7 @@ from promptcomp.datamodules.instruction.templates import Template, make_template
 from promptcomp.distilling import DistillOptions
 from promptcomp.distilling.cartridge import bos_slots
 from promptcomp.distilling.work_folder import WorkFolder
+from promptcomp.evaluation.formatting import many
 from promptcomp.language_model import LanguageModel, LanguageModelConfig
 from promptcomp.plain import say
 from promptcomp.prompts.prompt_files import PromptReader
@@ -82,7 +83,9 @@ class AskedText:
         if not self.text.strip():
             raise ConfigError("the text is empty or only white space; there is nothing to distill")
         if (most := max(budgets)) > room:
-            raise ConfigError(f"--slots {most}: the text has only {room} positions for the LM; give at most so many")
+            raise ConfigError(
+                f"--slots {most}: the text has only {many(room, 'position')} for the LM; give at most so many"
+            )
 
     def check_window(
         self, queries: Sequence[Sequence[int]], new_tokens: int, others: Mapping[str, Context] | None = None

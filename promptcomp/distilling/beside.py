@@ -114,7 +114,7 @@ class Beside:
         except ConfigError as reason:
             raise NotMet(str(reason)) from None
         ids = tuple(self.context.ids[0, :_TRIED].tolist())
-        batch = collate([EncodedContext((), (EncodedQuery(ids, (EncodedTarget(ids),)),))], 0).to(self.lm.hf.device)
+        batch = collate([EncodedContext((), (EncodedQuery(ids, (EncodedTarget(ids),)),))]).to(self.lm.hf.device)
         found = (self.lm(each, batch, "targets").values.float().log_softmax(-1) for each in (memory, moved, None))
         before, after, none = found
         lost, all_of_it = ((before.exp() * (before - other)).sum() for other in (after, none))

@@ -104,7 +104,7 @@ def divergence(lm: LanguageModel, memory: Memory | None, answers: Sequence[Teach
 def as_batch(answers: Sequence[TeacherAnswer]) -> Batch:
     """Questions with their answers as targets, behind one context (which is not read)."""
     queries = tuple(EncodedQuery(answer.query, (EncodedTarget(answer.labels),)) for answer in answers)
-    return collate([EncodedContext((), queries)], pad_id=0)
+    return collate([EncodedContext((), queries)])
 
 
 @torch.no_grad()

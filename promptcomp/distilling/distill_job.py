@@ -24,6 +24,7 @@ from promptcomp.distilling.endpoint_questions import ask_endpoint
 from promptcomp.distilling.self_study import KeptQuestion, different, held_out, study
 from promptcomp.distilling.teacher_answers import Interrupted, Teacher
 from promptcomp.distilling.work_folder import WorkFolder
+from promptcomp.evaluation.formatting import many
 from promptcomp.language_model import LanguageModel, LanguageModelConfig
 from promptcomp.language_model.lm_config import place_of
 from promptcomp.language_model.loading import multiplies_bfloat16, open_architecture, pick_device, settings_hash
@@ -147,7 +148,7 @@ class DistillJob:
         self.lm, self.name, self.options, self.folder = lm, name, options, folder
         self.budgets = options.budgets()
         self._stop, self._console = Stop(), console
-        self.text = AskedText(lm, name, whole(text, "the text"), options, folder, console)
+        self.text = AskedText(lm, name, text, options, folder, console)
         if taken := [name for name in beside or {} if name in ROWS]:
             raise ConfigError(f"beside: {taken[0]!r} is the name of another row; give the text another one")
         self._others = {name: self.text.context_of(other) for name, other in (beside or {}).items()}
@@ -281,11 +282,11 @@ class DistillJob:
         plan = TrainingPlan(options.steps, rate, options.batch_size, options.eval_every, options.seed)
         start = beside.start(slots, options.kind, options.start)
         if start.instead is not None:
-            say(self._console, f"{slots} slots start as the text's first tokens: {start.instead}")
+            say(self._console, f"{many(slots, 'slot')} start as the text's first tokens: {start.instead}")
         place = self.folder.training(slots, options.kind, {**asdict(plan), "held_out": len(held), "start": start.name})
         cartridge = Cartridge(start.memory, self.lm.hf.dtype)
         training = Training(self.lm, cartridge, plan, train, held, place)
-        with DistillStage(self._console, f"train {slots} slots", plan.steps) as bar:
+        with DistillStage(self._console, f"train {many(slots, 'slot')}", plan.steps) as bar:
             finished = training.run(self._stop.is_set, bar.trained)
         progress = training.progress
         context = len(self.text.ids) + self.lm.num_bos
@@ -330,7 +331,7 @@ class DistillJob:
         found: dict[str, dict[str, float]] = {}
         known = set(beside.missing)
         rivals = {name: rival for name, rival in beside.rivals_of(slots, self.options.kind).items() if name != start}
-        with DistillStage(self._console, f"compare {slots} slots", len(rivals) + len(self._others)) as bar:
+        with DistillStage(self._console, f"compare {many(slots, 'slot')}", len(rivals) + len(self._others)) as bar:
             for name, row in beside.rows(rivals):
                 found |= {} if row is None else {name: row}
                 bar.more(1)
@@ -344,6 +345,6 @@ class DistillJob:
         left = self.budgets[self.budgets.index(slots) + 1 :]
         rest = f"; not begun: {', '.join(map(str, left))} slots" if left else ""
         return (
-            f"stopped after step {progress.step} of {self.options.steps} with {slots} slots{rest}; the best so far "
-            f"(step {progress.best_step}, KL {progress.best.kl:.3f}) is kept, and the same command goes on"
+            f"stopped after step {progress.step} of {self.options.steps} with {many(slots, 'slot')}{rest}; the "
+            f"best so far (step {progress.best_step}, KL {progress.best.kl:.3f}) is kept, and the same command goes on"
         )

@@ -73,7 +73,7 @@ class Teacher:
                 raise Interrupted
             on_logits(logits)
 
-        batch = collate([EncodedContext((), tuple(EncodedQuery(tuple(ids), ()) for ids in queries))], pad_id=0)
+        batch = collate([EncodedContext((), tuple(EncodedQuery(tuple(ids), ()) for ids in queries))])
         found: dict[str, Any] = {
             "max_new_tokens": most,
             "stop_ids": tuple(stop_ids),

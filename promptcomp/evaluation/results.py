@@ -14,7 +14,7 @@ from typing import Literal
 from pydantic import ConfigDict, Field, ValidationError
 
 from promptcomp.config import ConfigError, Measured
-from promptcomp.documents import read_json
+from promptcomp.documents import of_sweep, read_json
 from promptcomp.errors import command
 from promptcomp.files import write_atomic
 
@@ -297,7 +297,8 @@ def read_results(path: Path) -> Results:
     if os.path.isdir(path):
         path = path / FILE_NAME
     if not os.path.lexists(path):
-        raise ConfigError(f"{path}: no such results file; has the run finished its evaluation?")
+        why = of_sweep(path.parent) or "; has the run finished its evaluation?"
+        raise ConfigError(f"{path}: no such results file{why}")
     anew = command("fit", "--resume", path.parent)
     tree = read_json(path, "results file", f"`{anew}` writes the file again")
     version = tree.get("schema") if isinstance(tree, dict) else None

@@ -141,7 +141,8 @@ def of_prompt(info: PromptInfo, command: str) -> list[str]:
     """What is known of a compressed prompt."""
     lines = [
         "## The prompt",
-        f"{info.source_tokens} tokens became {info.slots} slots; method `{info.method}`, {_settings(info.settings)}. "
+        f"{many(info.source_tokens, 'token')} became {many(info.slots, 'slot')}; method "
+        f"`{info.method}`, {_settings(info.settings)}. "
         f"SHA-256 of the text: `{info.source_sha256}`. Hash of the LM's weights (promptcomp's): `{info.lm_hash}`.",
     ]
     lines += _held_out(info) if info.held_out else _of_its_run(info)

@@ -89,7 +89,7 @@ class _Prompt:
             ConfigError: they differ by more than rounding.
         """
         ids = self.reader.query_ids(_TRIED)
-        batch = collate([EncodedContext((), (EncodedQuery(ids, (EncodedTarget((ids[0],)),)),))], 0)
+        batch = collate([EncodedContext((), (EncodedQuery(ids, (EncodedTarget((ids[0],)),)),))])
         expected = self.lm(self.memory, batch, "all").values[: len(ids)].float()
         found = read(torch.tensor([ids])).float()[-len(ids) :]
         difference = float((found - expected).abs().max())

@@ -47,7 +47,7 @@ class FromScratch(Config):
 class LanguageModelConfig(Config):
     """Which language model to use."""
 
-    path: str
+    path: str = Field(min_length=1)
     """A folder, a GGUF file, a name of `promptcomp models list` (smollm2) or of the hub, or a built-in model
     (builtin:toy_decoder, builtin:toy_t5)."""
     revision: str | None = None
@@ -73,14 +73,18 @@ class LanguageModelConfig(Config):
         """Look whether the LM is where it is said to be, as far as names tell: one of the hub may be anything.
 
         Raises:
-            ConfigError: no such built-in model, folder or GGUF file, or a model that is not in the cache yet.
+            ConfigError: no such built-in model, folder or GGUF file, a model that is not in the cache yet, or a
+                revision of what is no name of the hub.
         """
         if self.path.startswith(("./", "../", "/")) and not os.path.isdir(self.path) and not self.path.endswith(GGUF):
             raise ConfigError(
                 f"{self.path}: the model cannot be read; give a folder saved by save_pretrained or a reachable hub "
                 "name (no such folder)"
             )
-        locate(self.path)
+        if (locate(self.path) != self.path or is_place(self.path)) and self.revision is not None:
+            raise ConfigError(
+                f"lm.revision = {self.revision!r} is for names of the hub, and {self.path} is none; leave it out"
+            )
 
     def window_on_disk(self) -> int | None:
         """Maximum number of positions that the LM can read, as config.json in its folder says; None: it does not say.

@@ -152,13 +152,22 @@ def look_up(hf: PreTrainedModel, ids: Tensor) -> Tensor:
         ConfigError: a token has none (on a GPU torch ends the program).
     """
     table = token_table(hf)
-    if ids.device.type == "cpu" and ids.numel() and (highest := int(ids.max())) >= table.num_embeddings:
-        raise ConfigError(
-            f"the tokenizer's token {highest} has no embedding: the LM's table has {table.num_embeddings} rows; give "
-            "the LM its own tokenizer, or resize the table (resize_token_embeddings of transformers)"
-        )
+    if ids.device.type == "cpu" and ids.numel():
+        check_embedded(table, int(ids.max()))
     found: Tensor = table(ids)
     return found
+
+
+def check_embedded(table: nn.Embedding, token: int) -> None:
+    """
+    Raises:
+        ConfigError: the table has no row for a token.
+    """
+    if token >= table.num_embeddings:
+        raise ConfigError(
+            f"the tokenizer's token {token} has no embedding: the LM's table has {table.num_embeddings} rows; give "
+            "the LM its own tokenizer, or resize the table (resize_token_embeddings of transformers)"
+        )
 
 
 def body_name(hf: PreTrainedModel) -> str:

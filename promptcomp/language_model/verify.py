@@ -153,7 +153,7 @@ def _narrowed(lm: LanguageModel) -> Iterator[None]:
 
 def _differences(lm: LanguageModel) -> dict[str, float]:
     """Differences of the logits from the plain ones, as a part of the spread of these, for each way of reading."""
-    batch = collate(_contexts(lm), 0).to(lm.hf.device)
+    batch = collate(_contexts(lm)).to(lm.hf.device)
     plain = [_plain(lm, batch, target) for target in range(len(batch.query_of))]
     spread = torch.cat(plain).std(-1).mean()
     if not spread.isfinite():

@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from promptcomp.evaluation.formatting import METRIC_TITLES, bytes_text, flops_text, number_text, value_text
+from promptcomp.evaluation.formatting import METRIC_TITLES, bytes_text, flops_text, many, number_text, value_text
 from promptcomp.files import write_atomic
 from promptcomp.leaderboard.board import Block, Board, Known, Line
 from promptcomp.plain import printable
@@ -36,7 +36,7 @@ def _training(line: Line) -> str:
         return "-"
     seconds = "" if line.train_seconds is None else f", {line.train_seconds:,.0f} s"
     flops = "" if line.train_flops is None else f", {flops_text(line.train_flops)}"
-    return f"{line.train_steps:,} steps{seconds}{flops}"
+    return f"{many(line.train_steps, 'step')}{seconds}{flops}"
 
 
 def _rank(line: Line) -> str:
@@ -96,7 +96,7 @@ def summary(board: Board) -> list[str]:
 def floors(board: Board) -> Iterator[str]:
     """The quality floor, a sentence for each method."""
     for each in board.floors:
-        found = "none of the budgets" if each.slots is None else f"{each.slots:,} slots"
+        found = "none of the budgets" if each.slots is None else many(each.slots, "slot")
         bounds = ", ".join(f"{slots}: {_plain(bound, '+.3f')}" for slots, bound in each.bounds.items())
         aware = ", sees the query" if each.query_aware else ""
         yield f"{each.method}{aware}: {found} (lower bounds {bounds})"

@@ -34,7 +34,7 @@ from promptcomp.checkpoints.trained_state import Origin
 from promptcomp.evaluation.flops import read_flops
 from promptcomp.language_model import embedding_scale, token_table
 from promptcomp.language_model.packing import close_gaps
-from promptcomp.language_model.parts import Prefix, at_least_float32
+from promptcomp.language_model.parts import Prefix, at_least_float32, check_embedded
 from promptcomp.lightning_modules.autocompressor_config import AutocompressorConfig
 from promptcomp.lightning_modules.base import CompressionModule, Counts, LossTerm, Pass
 from promptcomp.lightning_modules.exported import HFExport, Page
@@ -50,6 +50,7 @@ class Autocompressor(CompressionModule):
     def build(self) -> None:
         """The summary tokens [e, D], which start as the end of sequence."""
         table = token_table(self.lm.hf)
+        check_embedded(table, self.lm.end_id)
         end = table.weight.detach()[self.lm.end_id] * embedding_scale(table)
         self.summary_tokens = nn.Parameter(end.repeat(self.method.num_slots // self.method.segments, 1))
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
 from promptcomp.checkpoints.named_state import keep_state_by_name
+from promptcomp.errors import ConfigError
 from promptcomp.lightning_modules.method_config import OptimConfig
 
 
@@ -28,7 +29,16 @@ def learning_rate_factor(step: int, max_steps: int, optim: OptimConfig) -> float
 def make_optimizer(
     named: Sequence[tuple[str, nn.Parameter]], optim: OptimConfig, *, on_host: bool = False
 ) -> torch.optim.Optimizer:
-    """AdamW over named parameters; matrices decay, vectors do not. `on_host`: with its state in the CPU's memory."""
+    """AdamW over named parameters; matrices decay, vectors do not. `on_host`: with its state in the CPU's memory.
+
+    Raises:
+        ConfigError: one is in float16, in which AdamW's second moments and epsilon are 0: it would become NaN.
+    """
+    if narrow := [name for name, parameter in named if parameter.dtype == torch.float16]:
+        raise ConfigError(
+            f"float16 has too small a range to train in it ({narrow[0]}); set lm.dtype to bfloat16 or float32, or "
+            "give a model in memory as model.float()"
+        )
     groups: list[dict[str, Any]] = [
         {"params": [(n, p) for n, p in named if p.dim() >= 2], "weight_decay": optim.weight_decay},
         {"params": [(n, p) for n, p in named if p.dim() < 2], "weight_decay": 0.0},

@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from promptcomp.config import Config, ConfigError
 from promptcomp.datamodules.context_module import PromptFormat
+from promptcomp.evaluation.formatting import many
 from promptcomp.language_model import LanguageModelConfig
 from promptcomp.memory import Memory, load_memory
 from promptcomp.memory import weights_hash as weights_hash
@@ -78,6 +79,11 @@ class PromptInfo(Config):
     def format(self) -> PromptFormat:
         """How queries are written."""
         return PromptFormat(self.query, self.empty_query, self.stop_ids, self.trims)
+
+    @property
+    def lengths(self) -> str:
+        """`4 tokens -> 1 slot`."""
+        return f"{many(self.source_tokens, 'token')} -> {many(self.slots, 'slot')}"
 
 
 def read_prompt(path: Path) -> tuple[Memory, PromptInfo]:

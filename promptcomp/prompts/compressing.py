@@ -23,6 +23,7 @@ from promptcomp.datamodules.context_module import ContextDataModule
 from promptcomp.datamodules.icl import ICLDataModule
 from promptcomp.datamodules.sources.instruction_sources import RowsInMemory
 from promptcomp.documents import read_json
+from promptcomp.errors import check_place
 from promptcomp.experiment import Experiment
 from promptcomp.files import Place, check_empty, write_atomic
 from promptcomp.language_model import LanguageModel, LanguageModelConfig
@@ -92,6 +93,7 @@ class Compressor:
         Raises:
             ConfigError: nothing of the kind is there, or the LM is gone, another one, or does not fit the tensors.
         """
+        check_place(path, "a compressor")
         folder = downloaded(Path(path), revision)
         place = model if model is None or isinstance(model, str | os.PathLike) else None
         hf = None if place is model else in_memory(model, tokenizer)

@@ -17,7 +17,7 @@ from promptcomp.batch import EncodedContext, EncodedQuery, collate
 from promptcomp.checkpoints.hub import prompt_file
 from promptcomp.config import ConfigError
 from promptcomp.datamodules.context_module import PromptFormat
-from promptcomp.errors import check_fields
+from promptcomp.errors import check_fields, check_place
 from promptcomp.files import check_output
 from promptcomp.language_model import LanguageModel, LanguageModelConfig
 from promptcomp.language_model.generation import generate_within
@@ -147,7 +147,7 @@ class PromptReader:
             found = generate_within(
                 self.lm.eval(),
                 memory,
-                collate([context], 0).to(self.device),
+                collate([context]).to(self.device),
                 most,
                 stop_ids=self.format.stop_ids,
                 temperature=settings.temperature,
@@ -310,7 +310,7 @@ class CompressedPrompt:
 
     def __repr__(self) -> str:
         info = self.info
-        return f"CompressedPrompt({info.method}, {info.source_tokens} tokens -> {info.slots} slots)"
+        return f"CompressedPrompt({info.method}, {info.lengths})"
 
     @property
     def reader(self) -> PromptReader:
@@ -391,5 +391,6 @@ def load_prompt(
     Raises:
         ConfigError: missing, truncated, edited, newer than this program, or no compressed prompt.
     """
+    check_place(path, "a prompt")
     memory, info = read_prompt(prompt_file(Path(path), revision))
     return CompressedPrompt(memory, info, model=model, device=device, source=str(path))

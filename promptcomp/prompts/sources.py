@@ -14,7 +14,7 @@ from promptcomp.datamodules.sources.row_files import FILE_KINDS, kind_of_rows, r
 from promptcomp.datamodules.sources.rows import Columns, row_problems, to_row
 from promptcomp.datamodules.tasks import Row
 from promptcomp.files import read_bounded
-from promptcomp.plain import shown
+from promptcomp.plain import not_utf8, shown
 
 _MOST_BYTES = 2**30
 
@@ -93,7 +93,7 @@ def prompt_text(raw: bytes, source: str, *, keep_last_line_break: bool) -> str:
     try:
         text = raw.decode("utf-8-sig").replace("\r\n", "\n")
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{source}: not UTF-8 text (byte {error.start}); save it as UTF-8") from None
+        raise ConfigError(f"{source}: {not_utf8(raw, f' (byte {error.start}); save it as UTF-8')}") from None
     return text if keep_last_line_break else text.rstrip("\n")
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from promptcomp.config import ConfigError
+from promptcomp.errors import check_place
 from promptcomp.evaluation.formatting import METRIC_TITLES
 from promptcomp.evaluation.predictions import ROWS, read_predictions
 from promptcomp.evaluation.results import Results, read_results
@@ -36,6 +37,7 @@ class Run:
     """
 
     def __init__(self, path: Place) -> None:
+        check_place(path, "a run")
         self.path = Path(path)
         self._directory = RunDirectory(self.path)
 

@@ -21,7 +21,7 @@ from promptcomp import __version__
 from promptcomp.checkpoints.places import existing
 from promptcomp.config import ConfigError, dump
 from promptcomp.datamodules.context_module import ContextDataModule
-from promptcomp.errors import command
+from promptcomp.errors import command, is_full
 from promptcomp.evaluation.predictions import write_predictions
 from promptcomp.evaluation.results import Cost, Results, Size, read_results, write_results
 from promptcomp.experiment import Experiment
@@ -39,6 +39,7 @@ from promptcomp.run.processes import Ranks, device_of, is_rank_zero, join_group,
 from promptcomp.run.run_directory import (
     RunDirectory,
     create,
+    discard_unstarted,
     make_new,
     open_existing,
     told_by_parent,
@@ -92,11 +93,17 @@ def fit(experiment: Experiment, run_dir: Path | None, console: Console, begun: f
     begun = time.monotonic() if begun is None else begun
     ranks, parts = _meet(experiment)  # most mistakes show here, before there is a directory
     run = told_by_parent()
+    makes = run is None and ranks.rank == 0
     if run is None:
         run = ranks.once(lambda: create(Path(experiment.output_dir), experiment.title, run_dir))
-        if ranks.rank == 0:
+        if makes:
             write_atomic(run.config, dump(experiment))
-    return _fit_alone(experiment, parts, run, console, begun, resume=False)
+    try:
+        return _fit_alone(experiment, parts, run, console, begun, resume=False)
+    except ConfigError as error:  # one that shows when the models are opened: the same call may be given again
+        if makes and not is_full(error):
+            discard_unstarted(run)
+        raise
 
 
 def resume_fit(

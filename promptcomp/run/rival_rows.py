@@ -111,4 +111,4 @@ def rivals_on(
     others = list({row.ids: row for row in rows}.values())[:OTHERS]
     if len(others) < 2 and any(rival.row == "shuffled" for rival in asked):
         raise ConfigError(f"evaluation.rivals: shuffled needs two different contexts, and split {split!r} has one")
-    return Rivals(asked, Setting(module.compress, collate(others, 0).to(module.device).context))
+    return Rivals(asked, Setting(module.compress, collate(others).to(module.device).context))

@@ -21,6 +21,7 @@ import json
 import os
 import platform
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -33,7 +34,7 @@ from typing import Any
 from promptcomp import __version__
 from promptcomp.checkpoints.places import existing
 from promptcomp.config import ConfigError
-from promptcomp.documents import how_to_begin, read_json
+from promptcomp.documents import how_to_begin, of_sweep, read_json
 from promptcomp.errors import NoSpace, RankLost, command, is_full
 from promptcomp.files import check_empty, open_append, read_text, replacing, write_atomic
 from promptcomp.plain import without_credentials
@@ -159,6 +160,13 @@ def clear_unstarted(path: Path) -> None:
         (path / "checkpoints").rmdir()
 
 
+def discard_unstarted(run: RunDirectory) -> None:
+    """Remove the directory of a run that was refused before it had computed anything."""
+    kept = (run.metrics, run.predictions)
+    if not any(run.last.parent.iterdir()) and not any(file.exists() for file in kept):
+        shutil.rmtree(run.path, ignore_errors=True)
+
+
 def check_unused(path: Path) -> None:
     """
     Raises:
@@ -179,7 +187,7 @@ def open_existing(path: Path) -> RunDirectory:
         raise ConfigError(f"{path}: no such run directory{how_to_begin(path)}")
     run, history = RunDirectory(path), list[dict[str, Any]]()
     if not run.config.is_file():
-        raise ConfigError(f"{path} is no run directory: it has no config.yaml")
+        raise ConfigError(f"{path} is no run directory: it has no config.yaml{of_sweep(path)}")
     with contextlib.suppress(ConfigError):  # without its record a run is as good, but for --resume
         history = _history(run)
     evaluated = next((each["evaluates"] for each in history if "evaluates" in each), None)

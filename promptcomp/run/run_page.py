@@ -210,7 +210,7 @@ def _bars(name: str, views: Sequence[RunView]) -> dict[str, Any]:
     for row in rows:
         row["at"], row["ends"] = place(row["value"]), tuple(map(place, row["ci"])) if row["ci"] else None
     lower = ", lower is better" if split.metric in LOWER_IS_BETTER else ""
-    counted = f"{split.count:,} examples, {many(split.num_contexts, 'context')}"
+    counted = f"{many(split.count, 'example')}, {many(split.num_contexts, 'context')}"
     return {
         "name": name,
         "about": split.about,

@@ -142,7 +142,7 @@ def _write(
         bar.at(0)
         for group in _groups(queries, asks.batch_size):
             contexts = [EncodedContext(ids, tuple(queries[ids])) for ids in group]
-            memory = lm.encode(collate(contexts, 0).to(lm.hf.device).context)
+            memory = lm.encode(collate(contexts).to(lm.hf.device).context)
             parts = [contexts] if len(group) > 1 else _parts(contexts[0], asks.batch_size)
             for part in parts:
                 keys = [asked_key(context, query) for context in part for query in context.queries]
@@ -156,7 +156,7 @@ def _write(
                     }
                 made = lm.generate(
                     memory,
-                    collate(part, 0).to(lm.hf.device),
+                    collate(part).to(lm.hf.device),
                     max_new_tokens=asks.max_new_tokens,
                     stop_ids=stop_ids,
                     **draws,

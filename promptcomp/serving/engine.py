@@ -148,7 +148,7 @@ class Engine:
     def _enter(self, group: Sequence[Continuation]) -> None:
         """Read the queries behind one memory and join them to what runs."""
         queries = tuple(EncodedQuery(each.ids, ()) for each in group)
-        batch = collate([EncodedContext((), queries)], 0).to(self.lm.hf.device)
+        batch = collate([EncodedContext((), queries)]).to(self.lm.hf.device)
         try:
             state = start(self.lm, group[0].memory, batch, 1)  # that each answer fits the window was seen before
         except Exception as error:

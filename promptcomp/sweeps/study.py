@@ -6,6 +6,7 @@ would confuse a sampler).
 
 from __future__ import annotations
 
+import contextlib
 import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -23,7 +24,7 @@ from promptcomp.config import ConfigError, build, dump, flat, read_yaml
 from promptcomp.files import check_no_links, make_folder, write_atomic
 from promptcomp.run.configured import changed_file, files_of
 from promptcomp.sweeps.attempts import Attempts, make_study, time_of
-from promptcomp.sweeps.checking import check_workers, first_point
+from promptcomp.sweeps.checking import check_workers, first_point, samples_of
 from promptcomp.sweeps.planning import Trial
 from promptcomp.sweeps.space import base_tree, experiment_of
 from promptcomp.sweeps.state import SweepState, state_of
@@ -156,7 +157,7 @@ def _compare_and_note(sweep: Sweep) -> None:
     base = base_tree(sweep.config)
     if isinstance(before, dict):
         check_changes(sweep.directory.path, before, sweep.config, sweep.trials.attribute("experiment") or {}, base)
-    read = files_of(experiment_of(sweep.config, first_point(sweep.config), sweep.config.first_seed))
+    read = _files_of(sweep.config, base)
     known = sweep.trials.attribute("files") or {}
     if changed := changed_file(known, read):
         raise ConfigError(
@@ -171,6 +172,16 @@ def _compare_and_note(sweep: Sweep) -> None:
     for name, value in notes.items():
         if sweep.trials.attribute(name) != value:
             sweep.trials.set_attribute(name, value)
+
+
+def _files_of(config: SweepConfig, base: Mapping[str, Any]) -> dict[str, str]:
+    """What the trials read: the files of the first point, and of those that other values of its dimensions name."""
+    start, found = first_point(config), dict[str, str]()
+    others = ({**start, name: value} for name, each in config.space.items() for value in samples_of(each))
+    for point in (start, *others):
+        with contextlib.suppress(ConfigError):  # values that contradict each other, which are no trials
+            found |= files_of(experiment_of(config, point, config.first_seed, base))
+    return found
 
 
 def read_state(directory: SweepDirectory, storage: str | None = None) -> SweepState:

@@ -66,6 +66,17 @@ def test_exit_codes(ending: str, run: Run, tmp_path: Path, monkeypatch: pytest.M
     assert ("no trial has finished with a value" in done.stderr) == (ending == "nothing")
 
 
+@pytest.mark.parametrize(("made", "asked"), [(1, 2), (2, 1)])
+def test_one_seed_is_what_the_means_hold(
+    made: int, asked: int, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = data_efficiency(tmp_path / "made", seeds=made)
+    monkeypatch.setattr("promptcomp.commands.sweep.work", lambda *_: (state, True))
+    done = run("curve", "step_by_step", "--against", "finetune,task_distillation", "--seeds", str(asked))
+    assert done.returncode == 0, done.stderr
+    assert ("One seed has no interval" in done.stdout) == (made == 1)
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -137,6 +137,8 @@ def test_guesses_work_or_name_the_command(run: Run, tmp_path: Path, monkeypatch:
         "compare mend": "promptcomp fit mend",
         "compress mend -o x": "promptcomp fit mend",
         "compare mend-2": "did you mean 'runs/mend-1'?",
+        "compare .": "promptcomp sweep show .",
+        "evaluate .": "promptcomp sweep show .",
         "fit own.yml": "did you mean 'own.yaml'?",
         "fit optim.lr 5e-5": "name an experiment first",
         "fit mend optim.lr 5e-5": "as one word: optim.lr=5e-5",

@@ -160,6 +160,17 @@ def test_evaluate_writes_beside_the_run(tiny_run: Run, run: Run, tmp_path: Path)
     assert json.loads(same.stdout)["results"]["splits"] == json.loads(before)["splits"]
 
 
+def test_a_run_that_is_refused_when_its_models_are_opened_leaves_no_folder(tiny_run: Run, tmp_path: Path) -> None:
+    assert tiny_run("one", "trainer.max_steps=1").returncode == 0
+    for words in (["method.init_from=one", "method.num_slots=3"], ["lm.dtype=float16"]):
+        for _ in range(2):  # the second call is told the same, and not to resume
+            refused = tiny_run("two", *words)
+            assert refused.returncode == 2
+            assert "--resume" not in refused.stderr, refused.stderr
+        assert not (tmp_path / "two").exists()
+    assert tiny_run("two", "method.init_from=one", "trainer.max_steps=1").returncode == 0
+
+
 def test_compare_ranks_and_refuses(tiny_run: Run, run: Run) -> None:
     assert tiny_run("one").returncode == 0
     assert tiny_run("two", "seed=1").returncode == 0

@@ -30,6 +30,20 @@ from tests.cli.conftest import Run
         (("pretrain", "toy_decodre"), "did you mean 'toy_decoder'?"),
         (("data", "show", "--method", "mend", "--split", "tset"), "tset"),
         (("fit", "--method", "mend", "evaluation.splits=[tset]"), "split 'tset' is unknown; this data has"),
+        (
+            ("fit", "mend", "evaluation.splits=[test,dev,test]"),
+            "evaluation.splits = ['test', 'dev', 'test']: 'test' occurs",
+        ),
+        (("fit", "mend", "lm.path=''"), "lm.path = '': "),
+        (
+            ("fit", "mend", "lm.revision=main"),
+            "lm.revision = 'main' is for names of the hub, and builtin:toy_decoder is none",
+        ),
+        (
+            ("fit", "mend", "lm.path=.", "lm.revision=main"),
+            "lm.revision = 'main' is for names of the hub, and . is none",
+        ),
+        (("fit", "mend", "name=.."), "name = '..': "),
         (("judge", "a", "b", "--malformed", "keep"), "choose drop or tie"),
         (("judge", "a", "b", "--seed", "-1"), "--seed"),
         (("data", "show", "mend", "--count", "9" * 20), "--count"),

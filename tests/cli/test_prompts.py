@@ -65,6 +65,7 @@ def test_one_run_compresses_to_several_numbers_of_slots(run: Run, lm: Path, gist
     for asked, slots in (((), 4), (("--slots", "1"), 1)):
         done = run(*words, str(tmp_path / f"{slots}.safetensors"), *asked, "--json")
         assert json.loads(done.stdout)["slots"] == slots
+    assert "11 tokens -> 1 slot (11.0x)" in run("inspect", str(tmp_path / "1.safetensors")).stdout
     output = str(tmp_path / "no.safetensors")
     told = refused(run, *words, output, "--slots", "2")
     assert told == "error: 2 slots were not trained: the run has 1, 4; choose one of them\n"
@@ -168,6 +169,8 @@ def test_prompts_that_cannot_be_compressed(run: Run, lm: Path, gist_run: Path, t
     assert "256" in refused(run, *words, "--text", TEXT * 40)
     (tmp_path / "latin").write_bytes("café".encode("latin-1"))
     assert "not UTF-8" in refused(run, *words, "--file", "latin")
+    (tmp_path / "wide").write_text("a text", encoding="utf-16")
+    assert "wide: not UTF-8 text but UTF-16; save it as UTF-8" in refused(run, *words, "--file", "wide")
     assert "no such file" in refused(run, *words, "--file", "missing")
     assert "no such run" in refused(run, "compress", "nowhere", "--text", "cat", "-o", "p.safetensors")
     assert "does not exist" in refused(run, *words[:3], "no/folder/p.safetensors", "--text", "cat")

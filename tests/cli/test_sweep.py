@@ -82,7 +82,7 @@ def test_one_message_and_exit_code_2(words: tuple[str, ...], expected: str, tmp_
         (b"", "expected a mapping"),
         (b"- a\n", "expected a mapping"),
         (b"experiment: {", "not valid YAML"),
-        (b"\xff\xfe\x00bad", "not UTF-8 text"),
+        (b"\xff\xfe\x00bad", "not UTF-8 text but UTF-16"),
         (b"experiment: mend\n", "space: missing"),
         (b"experiment: mend\nspace: {}\n", "space"),
         (b"experiment: mend\nspace: {method.num_slots: []}\n", "values: empty"),

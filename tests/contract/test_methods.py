@@ -82,13 +82,13 @@ def contexts(seed: int = 0, *, one_query: bool = False) -> list[EncodedContext]:
 
 def scores(module: CompressionModule, rows: list[EncodedContext]) -> Tensor:
     with torch.no_grad():
-        return module.score(collate(rows, 0)).sum_log_prob
+        return module.score(collate(rows)).sum_log_prob
 
 
 @pytest.mark.parametrize(("name", "options", "model"), VARIANTS)
 def test_memory_kind_and_slots(name: str, options: dict[str, Any], model: str) -> None:
     module = untrained(name, options, model)
-    batch = collate(contexts(), 0)
+    batch = collate(contexts())
     memory = module.compress(batch.context)
     slots = [module.num_memory_slots(int(tokens)) for tokens in batch.context.mask.sum(-1)]
     if memory is None:
@@ -110,7 +110,7 @@ def test_padding_and_company_change_nothing(name: str, options: dict[str, Any], 
 @pytest.mark.parametrize("name", METHODS)
 def test_extra_padding_columns_change_nothing(name: str) -> None:
     module = make(name, SETTINGS.get(name, [{}])[0], "llama")
-    batch = collate(contexts(), 0)
+    batch = collate(contexts())
     before = module.score(batch).sum_log_prob
     ids = torch.nn.functional.pad(batch.context.ids, (9, 0), value=33)
     mask = torch.nn.functional.pad(batch.context.mask, (9, 0))
@@ -124,7 +124,7 @@ def test_training_path_is_inference_path(name: str, options: dict[str, Any], mod
     module = untrained(name, options, model)
     if module.method.has_two_tasks and module.lm.query_in_encoder:
         return  # tasks are decoded one by one; the tests of such a method compare them with separate rows
-    batch = collate(contexts(), 0)
+    batch = collate(contexts())
     seen: list[Tensor] = []
 
     def note(_module: Any, _inputs: Any, output: Any) -> None:
@@ -148,8 +148,8 @@ def test_training_path_is_inference_path(name: str, options: dict[str, Any], mod
 def test_isolation(name: str, options: dict[str, Any], model: str) -> None:
     """With the memory fixed, nothing of the context reaches the scores."""
     module = untrained(name, options, model)
-    batch = collate(contexts(), 0)
-    other = collate(contexts(), 0)
+    batch = collate(contexts())
+    other = collate(contexts())
     other.context.ids.fill_(7)
     with torch.no_grad():
         memory = module.compress(batch.context)
@@ -160,7 +160,7 @@ def test_isolation(name: str, options: dict[str, Any], model: str) -> None:
 def test_only_the_method_gets_gradients(name: str, options: dict[str, Any], model: str) -> None:
     module = make(name, options, model).train()
     assert module.lm.training is (module.method.lm_training != "none")
-    terms = module.losses(collate(contexts(), 0))
+    terms = module.losses(collate(contexts()))
     torch.stack([term.total for term in terms]).sum().backward()
     for parameter_name, parameter in module.named_parameters():
         in_lm, in_teacher = parameter_name.startswith("lm."), parameter_name.startswith("teacher.")
@@ -176,7 +176,7 @@ def test_only_the_method_gets_gradients(name: str, options: dict[str, Any], mode
 @pytest.mark.parametrize("one_query", [False, True])
 def test_counts_are_those_of_the_losses(name: str, options: dict[str, Any], model: str, one_query: bool) -> None:
     module = untrained(name, options, model)
-    batch = collate(contexts(one_query=one_query), 0)
+    batch = collate(contexts(one_query=one_query))
     counts = {key: int(value) for key, value in module.counts(batch).items()}
     assert counts == {term.name: int(term.count) for term in module.losses(batch)}
 
@@ -210,7 +210,7 @@ def test_fits_one_batch_and_the_checkpoint_holds_what_was_trained(
     name: str, options: dict[str, Any], model: str, tmp_path: Path
 ) -> None:
     module = make(name, options, model)
-    batch = collate(contexts(one_query=True), 0)
+    batch = collate(contexts(one_query=True))
     before = loss_of(module, batch)
     frozen = {k: v.clone() for k, v in module.lm.state_dict().items()}
     fit = trainer(15)
@@ -263,7 +263,7 @@ def test_what_trains_nothing_has_no_optimiser(name: str) -> None:
 @pytest.mark.parametrize("name", [name for name, section in METHODS.items() if issubclass(section, BudgetsConfig)])
 def test_several_budgets_at_once(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     module = make(name, {"num_slots": 4, "budgets": [2, 4]}, "llama")
-    batch = collate(contexts(one_query=True), 0)
+    batch = collate(contexts(one_query=True))
     trained: list[int] = []
     losses = module.losses
 

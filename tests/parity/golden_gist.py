@@ -87,7 +87,6 @@ def batch_of(rows: Sequence[Row], *, contexts: bool = False) -> Batch:
             )
             for i, row in enumerate(rows)
         ],
-        0,
     )
 
 

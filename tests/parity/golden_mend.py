@@ -58,7 +58,6 @@ class Case:
                 EncodedContext(demo, (EncodedQuery(query, (EncodedTarget(answer),)),), i, read)
                 for i, (demo, read, (query, answer)) in enumerate(zip(demos, teacher, self.pairs(), strict=True))
             ],
-            0,
         )
 
     def option_batch(self, tasks: list[int] | None = None) -> Batch:
@@ -72,7 +71,7 @@ class Case:
             targets = tuple(EncodedTarget(answer, c) for c, (_, answer) in enumerate(options))
             task = i if tasks is None else tasks[i]
             contexts.append(EncodedContext(demo, (EncodedQuery(options[0][0], targets, i),), task))
-        return collate(contexts, 0)
+        return collate(contexts)
 
 
 def gpt2(weights: dict[str, Tensor], width: int, layers: int) -> GPT2LMHeadModel:

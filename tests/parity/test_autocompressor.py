@@ -81,7 +81,7 @@ def test_objective_and_gradients(
 ) -> None:
     options = {"segments": segments, "num_slots": 2 * segments, "backprop_segments": backprop}
     module = make(model, bos, context_weight=weight, **options)
-    ours = {term.name: term.total / term.count for term in module.losses(collate(ROWS, 0))}
+    ours = {term.name: term.total / term.count for term in module.losses(collate(ROWS))}
     theirs = naive(module, [number / segments for number in range(1, segments + 1)])
     if not weight:
         del theirs["context"]
@@ -111,7 +111,7 @@ def test_lengths_are_drawn_in_training_alone_the_same_for_a_step_and_seed() -> N
     assert not torch.equal(module._ends(mask), drawn)
     shares = (drawn[0, 1:] / 90).tolist()
     module.seed = 0
-    ours = {term.name: term.total / term.count for term in module.eval().losses(collate(ROWS, 0))}
+    ours = {term.name: term.total / term.count for term in module.eval().losses(collate(ROWS))}
     assert not torch.isclose(naive(module, shares)["ce"], ours["ce"], atol=1e-9)
 
 

@@ -21,7 +21,7 @@ def test_closeness_is_that_of_plain_forwards(name: str) -> None:
     queries = [query for context in contexts for query in context.queries]
     near = Closeness({query.example: query.example % len(query.targets) for query in queries})
     for part in (contexts[:3], contexts[2:]):
-        batch = collate(part, 0)
+        batch = collate(part)
         ids, mask = batch.context.ids[:, -2:], batch.context.mask[:, -2:]
         memories = {
             "full_prompt": lm.encode(batch.context),

@@ -130,7 +130,7 @@ def naive(module: Any, both_ways: bool) -> dict[str, Tensor]:
 def test_objective_and_gradients(name: str, options: dict[str, Any], attention: str, model: str, close: float) -> None:
     weights = {"reconstruction_weight": 0.5, "kl_weight": 0.25}
     module = make(name, {"num_slots": 3, "attention": attention, **weights, **options}, model)
-    ours = {term.name: term.total / term.count for term in module.losses(collate(ROWS, 0))}
+    ours = {term.name: term.total / term.count for term in module.losses(collate(ROWS))}
     theirs = naive(module, attention == "bidirectional")
     assert set(ours) == set(theirs)
     for term, value in theirs.items():
@@ -149,7 +149,7 @@ def test_the_encoder_holds_no_second_copy_and_leaves_the_lm_alone() -> None:
     }
     assert not any(".lora_" in name for name, _ in module.lm.named_parameters())
     plain = tiny_lm("llama").double()
-    batch = collate(ROWS, 0)
+    batch = collate(ROWS)
     context = batch.context
     assert torch.equal(
         module.lm.score(module.lm.encode(context), batch)[0], plain.score(plain.encode(context), batch)[0]

@@ -56,7 +56,7 @@ def test_loss_and_gradients(arrangement: str, bos: bool, model: str, close: floa
             place = last + len(query.ids)
             found += [-logits[place + number, token] for number, token in enumerate(target)]
     theirs = torch.stack(found).mean()
-    (term,) = module.losses(collate(ROWS, 0))
+    (term,) = module.losses(collate(ROWS))
     ours = term.total / term.count
     torch.testing.assert_close(ours, theirs, rtol=0, atol=close)
     trained = list(module.trained_parameters().values())
@@ -66,7 +66,7 @@ def test_loss_and_gradients(arrangement: str, bos: bool, model: str, close: floa
 
 
 def test_answers_written_behind_a_prefix_and_behind_its_memory_are_the_same() -> None:
-    module, batch = make("llama", True, "joint"), collate(ROWS, 0)
+    module, batch = make("llama", True, "joint"), collate(ROWS)
     with torch.no_grad():
         prefix, memory = module.prefix(batch.context), module.compress(batch.context)
         written = [module.lm.generate(each, batch, max_new_tokens=5) for each in (prefix, memory)]

@@ -54,7 +54,7 @@ def random_contexts(seed: int) -> list[EncodedContext]:
 def test_shared_scoring_equals_one_forward_per_option(name: str, with_context: bool) -> None:
     lm = tiny_lm(name)
     contexts = random_contexts(3)
-    batch = collate(contexts, 0)
+    batch = collate(contexts)
     with torch.no_grad():
         memory = lm.encode(batch.context) if with_context else None
         scores = lm.score(memory, batch)
@@ -75,7 +75,7 @@ def test_padding_and_company_change_no_score(name: str) -> None:
     contexts = random_contexts(5)
 
     def scores(rows: list[EncodedContext]) -> Tensor:
-        batch = collate(rows, 0)
+        batch = collate(rows)
         context = Context(batch.context.ids, batch.context.mask, batch.context.task)
         with torch.no_grad():
             return lm.score(lm.encode(context), batch).sum_log_prob
@@ -86,7 +86,7 @@ def test_padding_and_company_change_no_score(name: str) -> None:
 
 def test_an_empty_query_leaves_the_first_token_unscored() -> None:
     lm = tiny_lm("gpt2")
-    batch = collate([EncodedContext((5, 6, 7), (EncodedQuery((), (EncodedTarget((8, 9, 10)),)),))], 0)
+    batch = collate([EncodedContext((5, 6, 7), (EncodedQuery((), (EncodedTarget((8, 9, 10)),)),))])
     with torch.no_grad():
         scores = lm.score(lm.encode(batch.context), batch)
     assert scores.num_tokens.tolist() == [2]

@@ -34,7 +34,7 @@ def doubled(kind: str) -> LanguageModel:
 
 def reading_of(lm: LanguageModel) -> Reading:
     query = EncodedQuery((3,), (EncodedTarget((4,)),))
-    return Reading(lm, collate([EncodedContext(ids, (query,)) for ids in TEXTS], 0).context, None)
+    return Reading(lm, collate([EncodedContext(ids, (query,)) for ids in TEXTS]).context, None)
 
 
 def plain(lm: LanguageModel, ids: tuple[int, ...]) -> Any:
@@ -155,7 +155,7 @@ def test_quantisation(kind: str, bits: Any) -> None:
 def test_bm25() -> None:
     documents = [[1, 2, 3], [1, 1, 4, 5], [6, 7], [2, 6, 6, 6]]
     context = EncodedContext(tuple(word for each in documents for word in each), (), borders=(3, 7, 9, 13))
-    batch = collate([context], 0)
+    batch = collate([context])
     queries = [[word for j, other in enumerate(documents) if j != i for word in other] for i in range(4)]
     average = sum(len(each) for each in documents) / 4
     scores = []
@@ -188,7 +188,7 @@ def test_llmlingua2(tmp_path: Path) -> None:
     reader, pieces = AutoModelForTokenClassification.from_pretrained(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
     lm = LanguageModel.from_parts(tiny_hf("llama"), train_tokenizer(texts, 300))
     contexts = [tuple(lm.tokenizer(text)["input_ids"]) for text in texts]
-    batch = collate([EncodedContext(ids, ()) for ids in (*contexts, ())], 0)
+    batch = collate([EncodedContext(ids, ()) for ids in (*contexts, ())])
     for budget in (3, 11, 25, 1000):
         keep = LLMLingua2(classifier=str(tmp_path)).keep(Reading(lm, batch.context, None), torch.tensor([budget] * 3))
         assert not keep[2].any()  # an empty context

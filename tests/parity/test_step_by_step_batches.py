@@ -23,7 +23,7 @@ def _batch(source: RationaleSource, standard: bool, **options: object) -> Batch:
     wanted = {"targets": "label", "markers": "none"} if standard else {}
     config = RationaleFolderData(folder=Path(), task="svamp", **{**wanted, "dev_share": 0, **options})
     module = RationaleDataModule(config, source, Reader(tokenizer(), 0, 4))
-    return collate([module.train_context(Draw(i, i)) for i in range(4)], pad_id=0)
+    return collate([module.train_context(Draw(i, i)) for i in range(4)])
 
 
 def _same_rows(ids: Tensor, mask: Tensor, expected: np.ndarray, padding: int) -> None:
@@ -53,7 +53,7 @@ def test_the_released_files_give_the_same_batch(shared_data: Path) -> None:
     module = RationaleDataModule(config, FolderSource(config), Reader(tokenizer(), 0, 4))
     assert (module.num_train_items(), len(module.rows("dev"))) == (720, 80)
     wanted = batches()
-    first = collate([module.train_context(Draw(i, i)) for i in range(4)], pad_id=0)
+    first = collate([module.train_context(Draw(i, i)) for i in range(4)])
     queries = first.query_of[first.role == RATIONALE]
     _same_rows(first.query_ids[queries], first.query_mask[queries], wanted["svamp__expl__input_ids"], 0)
     targets = first.role == ANSWER

@@ -52,7 +52,7 @@ def batch(folder: Path, *tasks: str) -> Batch:
     for number, row in enumerate(zip(*columns, strict=True)):
         queries = [EncodedQuery(x, (EncodedTarget(y, role=role),), number) for role, x, y in row]
         contexts.append(EncodedContext((), tuple(queries)))
-    return collate(contexts, pad_id=0)
+    return collate(contexts)
 
 
 def module(folder: Path, lr: float = 1e-3, **options: Any) -> StepByStep:

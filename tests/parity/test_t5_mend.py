@@ -84,7 +84,7 @@ def test_vectors_logits_and_losses(layout: str) -> None:
         query = arrays["in/query_ids"][i][arrays["in/query_attention_mask"][i].bool()].tolist()
         target = arrays["in/decoder_input_ids"][i][answer[i]].tolist()
         contexts.append(EncodedContext(tuple(demo), (EncodedQuery(tuple(query), (EncodedTarget(tuple(target)),)),)))
-    batch = collate(contexts, 0)
+    batch = collate(contexts)
     module = make(layout)
     memory = module.compress(batch.context)
     torch.testing.assert_close(memory.embeds, arrays["out/distilled_vectors"].double(), **ARRAY)
@@ -109,5 +109,5 @@ def test_we_leave_no_gap_between_demonstrations_and_slots() -> None:
     module = make("query_in_decoder")
     module.raw = False
     rows = [EncodedContext(tuple(range(5, 5 + n)), (EncodedQuery((3,), (EncodedTarget((4,)),)),)) for n in (30, 22)]
-    together = module.compress(collate(rows, 0).context).embeds[1:]
-    torch.testing.assert_close(together, module.compress(collate(rows[1:], 0).context).embeds, rtol=0, atol=1e-12)
+    together = module.compress(collate(rows).context).embeds[1:]
+    torch.testing.assert_close(together, module.compress(collate(rows[1:]).context).embeds, rtol=0, atol=1e-12)

@@ -55,7 +55,7 @@ def forbid_the_teacher(of: CompressionModule, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_predictions_for_mixed_words_are_not_kept() -> None:
-    own, batch = module("pool").train(), collate(CONTEXTS, 0)
+    own, batch = module("pool").train(), collate(CONTEXTS)
     size = own.lm.vocab_size
     own._blend = Blend(torch.arange(size), torch.zeros(size))
     with torch.no_grad():
@@ -69,7 +69,7 @@ def test_predictions_for_mixed_words_are_not_kept() -> None:
 @pytest.mark.parametrize("lm", ["llama", "gpt2", "t5_query_in_encoder", "t5_query_in_decoder"])
 def test_the_classes_of_a_naive_loop(lm: str) -> None:
     """Ragged rows, two queries on one context, an empty context; of every position 5 tokens and all others."""
-    own, batch = module(lm=lm, train="none", teacher_top_k=5), collate(CONTEXTS, 0)
+    own, batch = module(lm=lm, train="none", teacher_top_k=5), collate(CONTEXTS)
     with torch.no_grad():
         found = kl(own, batch)
         student = own.lm(own.compress(batch.context), batch).values.double().log_softmax(-1)
@@ -95,11 +95,11 @@ def test_all_tokens_are_the_loss_without_a_cache(
     name: str, options: dict[str, Any], positions: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where some rows are kept and others are not; what is kept needs no teacher and gives the same bits."""
-    batch, options = collate(CONTEXTS, 0), {**options, "kl_positions": positions, "temperature": 2.0}
+    batch, options = collate(CONTEXTS), {**options, "kl_positions": positions, "temperature": 2.0}
     plain = module(name, teacher_cache=False, **options)
     own = module(name, teacher_top_k=1000, **options)
     wanted = kl(plain, batch)
-    kl(own, collate(CONTEXTS[1:2], 0))  # a part of the rows
+    kl(own, collate(CONTEXTS[1:2]))  # a part of the rows
     first = kl(own, batch)
     torch.testing.assert_close(first, wanted, rtol=0, atol=1e-5)
     for term in (first, wanted):
@@ -109,7 +109,7 @@ def test_all_tokens_are_the_loss_without_a_cache(
     again = module(name, teacher_top_k=1000, **options)
     forbid_the_teacher(again, monkeypatch)
     assert torch.equal(kl(again, batch), first)
-    torch.testing.assert_close(kl(again, collate(CONTEXTS[:1], 0)), kl(plain, collate(CONTEXTS[:1], 0)))
+    torch.testing.assert_close(kl(again, collate(CONTEXTS[:1])), kl(plain, collate(CONTEXTS[:1])))
 
 
 def test_64_tokens_of_a_trained_lm() -> None:
@@ -118,7 +118,7 @@ def test_64_tokens_of_a_trained_lm() -> None:
     assert lm.tokenizer is not None
     ids = lm.tokenizer("a big red fox => yes\na small cat => no\nthe dog =>", add_special_tokens=False).input_ids
     query = EncodedQuery(tuple(ids[-4:]), (EncodedTarget(tuple(ids[2:6])),))
-    batch = collate([EncodedContext(tuple(ids[:-4]), (query,))], 0)
+    batch = collate([EncodedContext(tuple(ids[:-4]), (query,))])
     whole = module(lm=lm, train="none", teacher_cache=False, kl_positions="all")
     own = module(lm=lm, train="none", kl_positions="all")
     with torch.no_grad():
@@ -127,7 +127,7 @@ def test_64_tokens_of_a_trained_lm() -> None:
 
 
 def test_other_weights_and_rows_are_read_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    batch = collate(CONTEXTS, 0)
+    batch = collate(CONTEXTS)
     kl(module(), batch)
     other = tiny_lm("llama")
     with torch.no_grad():
@@ -140,12 +140,12 @@ def test_other_weights_and_rows_are_read_apart(monkeypatch: pytest.MonkeyPatch) 
     same = module()
     forbid_the_teacher(same, monkeypatch)
     with pytest.raises(AssertionError, match="asked again"):
-        kl(same, collate([longer], 0))
+        kl(same, collate([longer]))
     assert len([*(cache_folder() / "teachers").iterdir()]) == 2
 
 
 def test_a_kill_between_two_rows_and_a_file_that_is_none() -> None:
-    own, batch = module(), collate(CONTEXTS, 0)
+    own, batch = module(), collate(CONTEXTS)
     wanted = kl(own, batch)
     (path,) = (cache_folder() / "teachers").iterdir()
     with sqlite3.connect(path) as file:
@@ -159,7 +159,7 @@ def test_a_kill_between_two_rows_and_a_file_that_is_none() -> None:
 def test_a_row_without_a_position() -> None:
     """An empty query whose target is one token: nothing stands before it that would be compared."""
     alone = EncodedContext((40, 41), (EncodedQuery((), (EncodedTarget((36,)),)),))
-    batch = collate([alone, CONTEXTS[1]], 0)
+    batch = collate([alone, CONTEXTS[1]])
     whole = module(teacher_cache=False)
     for _ in range(2):
         torch.testing.assert_close(kl(module(teacher_top_k=1000), batch), kl(whole, batch), rtol=0, atol=1e-5)

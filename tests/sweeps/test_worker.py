@@ -110,6 +110,20 @@ def test_a_sweep_whose_data_has_changed_is_refused(tmp_path: Path) -> None:
         begin(sweep_config(experiment=str(own), seeds=2), directory, None, 1)
 
 
+def test_data_that_other_points_read_may_not_change_either(tmp_path: Path) -> None:
+    tables = [tmp_path / f"{name}.csv" for name in ("one", "two")]
+    for table in tables:
+        table.write_text("input,output\na,b\n")
+    own = tmp_path / "own.yaml"
+    own.write_text(f"method: {{name: mend}}\nlm: {{path: x}}\ndata: {{name: table_icl, test: [{tables[0]}]}}\n")
+    space = {"rows": {"choices": {table.stem: {"data.test": [str(table)]} for table in tables}}}
+    config, directory = sweep_config(experiment=str(own), space=space), SweepDirectory(tmp_path / "s")
+    begin(config, directory, None, 1)
+    tables[1].write_text("input,output\na,c\n")
+    with pytest.raises(ConfigError, match=r"two\.csv is not what it was when the sweep in .* started"):
+        begin(config, directory, None, 1)
+
+
 def test_what_may_change(tmp_path: Path) -> None:
     directory = SweepDirectory(tmp_path / "s")
     begin(sweep_config(), directory, None, 1)

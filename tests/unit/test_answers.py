@@ -148,7 +148,7 @@ def test_the_limit_is_counted_and_the_window_is_kept(tmp_path: Path) -> None:
     assert found.unfinished == {"method": 6, "full_prompt": 6, "no_prompt": 6}  # this tokenizer has no end token
     lm = LanguageModel.from_parts(tiny_hf("gpt2"))  # 128 positions
     context = EncodedContext(tuple(range(3, 53)) + tuple(range(3, 53)), (EncodedQuery((5, 6), (EncodedTarget((7,)),)),))
-    batch = collate([context], pad_id=0)
+    batch = collate([context])
     full = module(lm, name="full_prompt")
     memories = {"method": full.compress(batch.context), "no_prompt": None}
     (limit,) = room(full, [(memory, batch) for memory in memories.values()], 128)
@@ -158,7 +158,7 @@ def test_the_limit_is_counted_and_the_window_is_kept(tmp_path: Path) -> None:
 
 def test_each_query_knows_its_example() -> None:
     queries = tuple(EncodedQuery((1,), tuple(EncodedTarget((2,), c) for c in range(2)), e) for e in (7, 3))
-    assert example_of_query(collate([EncodedContext((1,), queries)], pad_id=0)) == [7, 3]
+    assert example_of_query(collate([EncodedContext((1,), queries)])) == [7, 3]
 
 
 def test_auto_follows_the_data(tmp_path: Path) -> None:

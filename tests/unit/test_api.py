@@ -287,6 +287,29 @@ def test_tokens_without_an_embedding(model: Any) -> None:
     gist = promptcomp.TextCompressor.from_model(model, longer, "gist", train="none")
     with pytest.raises(ConfigError, match="has no embedding"):
         gist.fit([{**ROWS[0], "output": "zebra plum"}] * 2, trainer__max_steps=1, trainer__batch_size=2)
+    model.config.eos_token_id = 238
+    with pytest.raises(ConfigError, match="token 238 has no embedding"):
+        promptcomp.TextCompressor.from_model(model, longer, "autocompressor", train="none")
+
+
+def test_what_is_no_path_is_told() -> None:
+    for call, given, what in (
+        (promptcomp.fit, None, "an experiment that is no dictionary"),
+        (promptcomp.sweep, 5, "a sweep that is no dictionary"),
+        (promptcomp.evaluate, 5, "a run"),
+        (promptcomp.load_run, None, "a run"),
+        (promptcomp.compare, ["a", "b"], "a run"),
+        (promptcomp.load_prompt, None, "a prompt"),
+        (promptcomp.load_compressor, None, "a compressor"),
+    ):
+        with pytest.raises(ConfigError, match=f"{what} must be a path, not {type(given).__name__}"):
+            call(given)
+
+
+def test_weights_in_float16_are_not_trained(model: Any, tokenizer: Any) -> None:
+    half = promptcomp.TextCompressor.from_model(model.half(), tokenizer, "gist", train="none")
+    with pytest.raises(ConfigError, match=r"float16 has too small a range to train in it \(gist\); .*model\.float\(\)"):
+        half.fit([ROWS[0]] * 2, trainer__max_steps=1, trainer__batch_size=2)
 
 
 def test_a_run_leaves_the_process_as_it_was(folder: Path, tmp_path: Path) -> None:

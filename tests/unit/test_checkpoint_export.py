@@ -51,7 +51,7 @@ def logits_of(module: CompressionModule, prompt: str = PROMPT) -> Tensor:
     """Logits [N, V] after each token of the query behind the compressed prompt (encoder reads queries: the first)."""
     query = ids_of(module, QUERY)
     rows = [EncodedContext(ids_of(module, prompt), (EncodedQuery(query, (EncodedTarget((5,)),)),))]
-    batch = collate(rows, 0)
+    batch = collate(rows)
     with torch.no_grad():
         return module.lm(module.compress(batch.context), batch, "all").values
 

@@ -88,11 +88,18 @@ def test_messages(overrides: list[str], expected: str) -> None:
         "evaluation.bootstrap_resamples",
         "data.length_window",
         "data.max_batch_tokens",
+        "data.num_workers",
     ],
 )
 def test_numbers_that_no_machine_can_follow_are_refused(key: str) -> None:
     with pytest.raises(ConfigError, match=rf"{key} = 9{{17}}: Input should be less than"):
         load("mend", None, [f"{key}={'9' * 17}"])
+
+
+@pytest.mark.parametrize("devices", [0, 100_000])
+def test_devices_are_as_many_as_a_machine_may_have(devices: int) -> None:
+    with pytest.raises(ConfigError, match=rf"trainer.devices={devices}: give a number from 1 to 1024"):
+        load("mend", None, [f"trainer.devices={devices}"])
 
 
 @pytest.mark.parametrize("betas", [[0.9, 1.5], [1, 0.9], [-0.1, 0.9]])

@@ -38,7 +38,7 @@ def batch(tasks: tuple[int, int] = (0, 1)) -> Batch:
     """Two tasks; the first example has three options of different length, the second two."""
     first = EncodedQuery((3, 4), tuple(EncodedTarget(ids, i) for i, ids in enumerate([(5,), (6, 7), (8, 9, 10)])), 0)
     second = EncodedQuery((11,), tuple(EncodedTarget(ids, i) for i, ids in enumerate([(12,), (13, 14)])), 1)
-    return collate([EncodedContext((20, 21, 22), (first,), tasks[0]), EncodedContext((23,), (second,), tasks[1])], 0)
+    return collate([EncodedContext((20, 21, 22), (first,), tasks[0]), EncodedContext((23,), (second,), tasks[1])])
 
 
 def trainer(**options: Any) -> L.Trainer:

@@ -122,6 +122,23 @@ def test_published_choices_that_are_the_same_are_a_warning_and_a_remark(tmp_path
     assert shown.startswith("test: 6 queries have the input and output of a demonstration of their task")
 
 
+def test_one_number_in_two_spellings_is_told(tmp_path: Path) -> None:
+    rows = [{"input": f"lion {i}", "output": ("1", "0", "1.0", "0.5", "west")[i]} for i in range(5)]
+    found = [(p.line, p.message) for p in validate(table(tmp_path, rows, options_from_outputs=True))]
+    assert found == [(3, "'1.0' and '1' look alike, but are different labels")]
+
+
+def test_queries_that_are_training_rows_are_a_warning_and_a_remark(tmp_path: Path) -> None:
+    train = tmp_path / "train.jsonl"
+    train.write_text("".join(json.dumps(row(i)) + "\n" for i in (0, 1, 2, 9)))
+    config = table(tmp_path, [row(i) for i in range(6)], train=[str(train)], dev_share=0)
+    expected = "test: 3 queries are training rows too (same input and output)"
+    assert [(problem.message, problem.severity) for problem in validate(config)] == [(expected, "warning")]
+    module = module_of(config)
+    module.check()
+    assert module.notes() == [expected]
+
+
 def test_a_row_without_options_is_no_choice(tmp_path: Path) -> None:
     config = table(tmp_path, [row(0), row(1), {"input": "lion 2", "output": "west"}])
     (warning,) = [problem for problem in validate(config) if "options" in problem.message]

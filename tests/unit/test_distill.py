@@ -576,7 +576,7 @@ def test_python(lms: dict[str, Path], tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"text": None}, "the text must be a text, not NoneType"),
+        ({"text": None}, "a text must be a text, not NoneType"),
         ({"questions": "cat tea"}, "give questions as a list of texts"),
         ({"questions": [1, 2]}, "a question must be a text, not int"),
         ({"beside": ["cat"]}, "`beside` as a dictionary"),

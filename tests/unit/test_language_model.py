@@ -30,7 +30,6 @@ BATCH = collate(
         EncodedContext((5, 6, 7, 8), (EncodedQuery((9, 10), (EncodedTarget((11,)),)), EncodedQuery((12,), ()))),
         EncodedContext((13,), (EncodedQuery((14, 15, 16), (EncodedTarget((17,)),)),)),
     ],
-    0,
 )
 
 
@@ -215,13 +214,13 @@ def test_memories_of_another_family_are_refused() -> None:
 
 def test_contexts_beyond_the_window_are_refused() -> None:
     lm = tiny_lm("gpt2")
-    batch = collate([EncodedContext(tuple([5] * 130), (EncodedQuery((6,), (EncodedTarget((7,)),)),))], 0)
+    batch = collate([EncodedContext(tuple([5] * 130), (EncodedQuery((6,), (EncodedTarget((7,)),)),))])
     with pytest.raises(ConfigError, match="130 tokens does not fit the LM's window of 128"):
         lm.encode(batch.context)
 
 
 def test_a_batch_without_any_context_token() -> None:
-    batch = collate([EncodedContext((), (EncodedQuery((6,), (EncodedTarget((7,)),)),))], 0)
+    batch = collate([EncodedContext((), (EncodedQuery((6,), (EncodedTarget((7,)),)),))])
     for name in MODELS:
         lm = tiny_lm(name)
         assert lm.encode(batch.context) is None

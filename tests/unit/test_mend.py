@@ -40,7 +40,7 @@ def saved(folder: Path, kind: str, *, width: int = 32, words: int = 64) -> Langu
 
 def batch(length: int = 11) -> Batch:
     queries = (EncodedQuery((3, 4), (EncodedTarget((5, 6)),)), EncodedQuery((7,), (EncodedTarget((8,)),)))
-    return collate([EncodedContext(tuple(range(10, 10 + length)), queries), EncodedContext((9, 10), queries[:1])], 0)
+    return collate([EncodedContext(tuple(range(10, 10 + length)), queries), EncodedContext((9, 10), queries[:1])])
 
 
 def test_chunks_are_counted_from_the_end() -> None:
@@ -93,7 +93,7 @@ def test_vectors_do_not_depend_on_chunk_padding() -> None:
 
 
 def test_an_empty_context_still_has_slots() -> None:
-    context = collate([EncodedContext((), (EncodedQuery((3,), (EncodedTarget((4,)),)),))], 0).context
+    context = collate([EncodedContext((), (EncodedQuery((3,), (EncodedTarget((4,)),)),))]).context
     for model in ("llama", "t5_query_in_decoder"):
         memory = mend(model).compress(context)
         assert memory.num_slots.tolist() == [3]
@@ -135,7 +135,7 @@ def test_slots_in_the_decoder_are_what_transformers_computes(states: bool) -> No
     rows = [*batch().context.ids.masked_fill(~batch().context.mask, -1).tolist(), []]
     texts = [[token for token in row if token >= 0] for row in rows]
     query = (EncodedQuery((3, 4), (EncodedTarget((5, 6)),)),)
-    together = collate([EncodedContext(tuple(text), query) for text in texts], 0)
+    together = collate([EncodedContext(tuple(text), query) for text in texts])
     memory = module.compress(together.context)
     assert isinstance(memory, EncoderStates if states else SoftPrompt)
     logits = module.lm(memory, together, "targets").values

@@ -20,7 +20,7 @@ def packed(*, all_positions: bool = False, max_row_tokens: int = 512) -> Packed:
         ),
         EncodedContext((2,), (EncodedQuery((13, 14, 15), (EncodedTarget((24, 25)),), 2),)),
     ]
-    b = collate(contexts, 0)
+    b = collate(contexts)
     return pack(
         b.query_ids,
         b.query_mask,

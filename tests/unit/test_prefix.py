@@ -29,7 +29,7 @@ CONTEXTS = (
 
 
 def batch(*contexts: EncodedContext) -> Batch:
-    return collate(contexts or CONTEXTS, pad_id=0)
+    return collate(contexts or CONTEXTS)
 
 
 def slots(lm: LanguageModel, count: int = 2) -> Tensor:

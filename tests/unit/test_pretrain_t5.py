@@ -188,7 +188,7 @@ def test_an_encoder_reads_queries_as_the_data_section_writes_them() -> None:
         ends = [0, *(place + 1 for place, token in enumerate(row.ids) if token == lessons._ids["\n"])]
         assert {row.ids[start:end] for start, end in pairwise(ends)} <= written
         assert [list(query.ids) for query in row.queries] == [lessons._question(one)[1:] for one in task.queries]
-        batch = collate([row], 0)
+        batch = collate([row])
         read = lessons._logits_of_read(hf, [[*row.ids, *query.ids] for query in row.queries])[0].log_softmax(-1)
         options = [[target.ids[0] for target in query.targets] for query in row.queries]
         expected = torch.cat([found[few] for found, few in zip(read, options, strict=True)])
@@ -246,7 +246,7 @@ def test_instructions_are_read_as_the_data_section_writes_them(layout: Layout) -
     )
     rows = list(module.rows("seen"))[:4]
     scores = lm.score(
-        lm.encode((batch := collate([module.encode("seen", [row], [i]) for i, row in enumerate(rows)], 0)).context),
+        lm.encode((batch := collate([module.encode("seen", [row], [i]) for i, row in enumerate(rows)])).context),
         batch,
     )
     logits, ids, answers = lessons._logits(hf, [lessons._document(row) for row in rows], layout)

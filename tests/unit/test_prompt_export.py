@@ -42,7 +42,7 @@ def prompt_of(folder: Path, kind: str, method: str) -> CompressedPrompt:
 def expected_logits(prompt: CompressedPrompt) -> Tensor:
     """[S, V] after each token of the query."""
     ids = prompt.reader.query_ids(QUERY)
-    batch = collate([EncodedContext((), (EncodedQuery(ids, (EncodedTarget((5,)),)),))], 0)
+    batch = collate([EncodedContext((), (EncodedQuery(ids, (EncodedTarget((5,)),)),))])
     with torch.no_grad():
         return prompt.reader.lm(prompt.memory, batch, "all").values[: len(ids)]
 

@@ -105,7 +105,7 @@ def uncompressed_path(compressor: Compressor, text: str, *, joint: bool = False)
     module: CompressionModule = compressor.module
     ids = compressor.datamodule.context_ids(text)
     queries = tuple(EncodedQuery(compressor.reader.query_ids(query), ()) for query in QUERIES)
-    batch = collate([EncodedContext(ids, queries)], 0)
+    batch = collate([EncodedContext(ids, queries)])
     with torch.no_grad():
         memory = (
             module.lm.prefix(batch.context, module.slots())  # type: ignore[operator]

@@ -84,7 +84,7 @@ def test_roles_reach_the_batch() -> None:
 def test_lengths_are_those_of_the_padded_example() -> None:
     module = _module()
     context = module.train_context(Draw(3, 0))
-    batch = collate([context], 0)
+    batch = collate([context])
     width = batch.query_ids.shape[1] + batch.target_ids.shape[1]
     assert module.train_lengths([Draw(3, 0)]) == [len(context.ids) + 2 * width]
 

@@ -41,7 +41,7 @@ ARRANGEMENTS: dict[str, tuple[str, dict[str, Any]]] = {
 
 def batch(method: str) -> Batch:
     """Contexts, queries and targets of different lengths, so each is padded."""
-    found = collate([row for row in CONTEXTS if row.ids], 0)
+    found = collate([row for row in CONTEXTS if row.ids])
     if method == "step_by_step":
         found.role[1] = RATIONALE
     return found

@@ -51,20 +51,20 @@ def kept(rival: TextRival, context: Context, *budget: int) -> list[list[int]]:
     ],
 )
 def test_truncation_keeps_what_the_budget_holds(keeps: str, expected: list[list[int]]) -> None:
-    context = collate([row(LONG), row(SHORT)], 0).context
+    context = collate([row(LONG), row(SHORT)]).context
     assert kept(Truncate(keeps=keeps), context, 3, 4) == expected
     assert kept(Truncate(keeps=keeps), context, 0, 0) == [[], []]
 
 
 def test_demonstrations_are_kept_whole_and_in_their_order() -> None:
-    context = collate([row(LONG, (3, 5, 8)), row(SHORT, (1, 3))], 0).context
+    context = collate([row(LONG, (3, 5, 8)), row(SHORT, (1, 3))]).context
     assert kept(FewerDemonstrations(choose="first"), context, 5, 2) == [[5, 6, 7, 8, 9], [20]]
     assert kept(FewerDemonstrations(choose="last"), context, 5, 2) == [[8, 9, 10, 11, 12], [21, 22]]
     assert kept(FewerDemonstrations(choose="first"), context, 2, 0) == [[8, 9], []]  # what still fits
     drawn = kept(FewerDemonstrations(), context, 5, 2)
     assert drawn[1] in ([20], [21, 22])
     assert drawn[0] in ([5, 6, 7, 8, 9], [8, 9, 10, 11, 12])
-    alone = [kept(FewerDemonstrations(), collate([each], 0).context, b)[0] for each, b in
+    alone = [kept(FewerDemonstrations(), collate([each]).context, b)[0] for each, b in
              ((row(LONG, (3, 5, 8)), 5), (row(SHORT, (1, 3)), 2))]  # fmt: skip
     assert drawn == alone
     orders = {str(kept(FewerDemonstrations(seed=seed), context, 3, 2)) for seed in range(20)}
@@ -73,7 +73,7 @@ def test_demonstrations_are_kept_whole_and_in_their_order() -> None:
 
 @pytest.mark.parametrize("model", ["llama", "t5_query_in_decoder", "t5_query_in_encoder"])
 def test_kept_text_is_read_as_a_full_prompt(model: str) -> None:
-    lm, batch = tiny_lm(model), collate([row(LONG), row(SHORT)], 0)
+    lm, batch = tiny_lm(model), collate([row(LONG), row(SHORT)])
     own = SoftPrompt(torch.zeros(2, 4, 32), torch.tensor([[True] * 4, [False, False, True, True]]))
     setting = Setting(lambda context: None, batch.context)
     memory = Truncate(keeps="both").memory(Reading(lm, batch.context, own), setting).memory
@@ -88,7 +88,7 @@ def test_which_demonstrations_are_tried_first() -> None:
     """Typical ones, or those that are like the query; a query has no say unless it is asked."""
     texts = ((5, 6, 7), (5, 6, 8), (30, 31, 32))
     query = EncodedQuery((30, 9), (EncodedTarget(TARGET),))
-    batch = collate([EncodedContext(sum(texts, ()), (query, query), borders=(3, 6, 9))], 0)
+    batch = collate([EncodedContext(sum(texts, ()), (query, query), borders=(3, 6, 9))])
     reading = Reading(tiny_lm("llama"), batch.context, None)
     assert reading.queries is None
     for choose in ("bm25", "nearest"):
@@ -100,7 +100,7 @@ def test_which_demonstrations_are_tried_first() -> None:
 
 
 def test_dropped_tokens_are_those_that_are_expected() -> None:
-    lm, context = tiny_lm("llama"), collate([row(LONG), row(SHORT)], 0).context
+    lm, context = tiny_lm("llama"), collate([row(LONG), row(SHORT)]).context
     lm.requires_grad_(False)
     reading = Reading(lm, context, None)
     logits = lm.hf(torch.tensor([LONG])).logits[0].log_softmax(-1)
@@ -130,7 +130,7 @@ def test_llmlingua2_in_a_run(tmp_path: Path) -> None:
     assert 18 < kept.slots <= kept.asked_slots == 20
     assert "builtin:toy_decoder: not a classifier that keeps tokens" in none.missing
     with pytest.raises(NotMet, match="no tokenizer"):
-        LLMLingua2().keep(Reading(tiny_lm("llama"), collate([row(LONG)], 0).context, None), torch.tensor([3]))
+        LLMLingua2().keep(Reading(tiny_lm("llama"), collate([row(LONG)]).context, None), torch.tensor([3]))
     tree = {"method": {"name": "no_prompt"}, "data": {"name": "toy_icl"}, "lm": {"path": "builtin:toy_decoder"}}
     rivals = [{"name": "llmlingua2", "classifier": f"{tmp_path}/none"}]
     with pytest.raises(ConfigError, match=r"/none: the model cannot be read.*no such folder"):
@@ -140,7 +140,7 @@ def test_llmlingua2_in_a_run(tmp_path: Path) -> None:
 @pytest.mark.parametrize("score", ["streaming", "knorm", "snapkv", "kvzip"])
 @pytest.mark.parametrize("model", ["llama", "gpt2"])
 def test_a_cache_that_loses_nothing_scores_as_the_full_prompt(model: str, score: Any) -> None:
-    lm, batch = tiny_lm(model), collate([row(LONG), row(SHORT)], 0)
+    lm, batch = tiny_lm(model), collate([row(LONG), row(SHORT)])
     reading, setting = Reading(lm, batch.context, None), Setting(lambda context: None, batch.context)
     lm.requires_grad_(False)
     expected = lm.score(lm.encode(batch.context), batch).sum_log_prob
@@ -171,7 +171,7 @@ def test_what_is_kept_of_a_context_does_not_depend_on_its_batch(
     for rival in rivals:
         found = []
         for contexts in ([row(tuple(range(3, 22))), row((20, 21, 22, 7, 9, 30))], [row((20, 21, 22, 7, 9, 30))]):
-            batch = collate(contexts, 0)
+            batch = collate(contexts)
             own = SoftPrompt(lm.embed(batch.context.ids), batch.context.mask)
             setting = Setting(lambda context: None, batch.context)
             memory = rival.memory(Reading(lm, batch.context, own), setting).memory
@@ -182,7 +182,7 @@ def test_what_is_kept_of_a_context_does_not_depend_on_its_batch(
 def test_the_last_positions_are_told_apart_in_half_precision() -> None:
     lm = LanguageModel.from_parts(tiny_hf("llama").bfloat16()).requires_grad_(False)
     lm._window = Window(None)  # it is rotary
-    context = collate([row(tuple(number % 50 + 3 for number in range(600)))], 0).context
+    context = collate([row(tuple(number % 50 + 3 for number in range(600)))]).context
     reading = Reading(lm, context, None)
     memory = Evict(score="streaming", slots=6, sinks=2).memory(reading, Setting(lambda _: None, context)).memory
     assert isinstance(memory, KVCache)
@@ -192,7 +192,7 @@ def test_the_last_positions_are_told_apart_in_half_precision() -> None:
 
 
 def test_one_pass_over_the_contexts_serves_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    lm, batch = tiny_lm("llama"), collate([row(LONG), row(SHORT)], 0)
+    lm, batch = tiny_lm("llama"), collate([row(LONG), row(SHORT)])
     lm.requires_grad_(False)
     reading, setting = Reading(lm, batch.context, None), Setting(lambda context: None, batch.context)
     widths: list[int] = []
@@ -214,7 +214,7 @@ def test_one_pass_over_the_contexts_serves_all(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_lms_that_some_rivals_do_not_work_with() -> None:
-    batch = collate([row(LONG)], 0)
+    batch = collate([row(LONG)])
     setting = Setting(lambda context: None, batch.context)
     for name, message in (("t5_query_in_decoder", "states, not as keys and values"), ("mistral", "gaps")):
         with pytest.raises(NotMet, match=message):
@@ -224,14 +224,14 @@ def test_lms_that_some_rivals_do_not_work_with() -> None:
         DropTokens(slots=2).memory(seq2seq, setting)
     with pytest.raises(NotMet, match="states, not as keys and values"):
         Quantize().memory(seq2seq, setting)
-    full = collate([row(tuple(range(3, 53)) * 2 + tuple(range(3, 31)))], 0).context  # 128 positions
+    full = collate([row(tuple(range(3, 53)) * 2 + tuple(range(3, 31)))]).context  # 128 positions
     with pytest.raises(NotMet, match="no room to read them again"):
         Evict(score="kvzip", slots=2).memory(Reading(tiny_lm("gpt2"), full, None), setting)
 
 
 def test_controls_know_nothing_of_the_context() -> None:
     lm = tiny_lm("llama")
-    batch, others = collate([row(LONG), row(SHORT)], 0), collate([row(SHORT), row((1, 2)), row((9,))], 0).context
+    batch, others = collate([row(LONG), row(SHORT)]), collate([row(SHORT), row((1, 2)), row((9,))]).context
     made: list[Context] = []
 
     def compress(context: Context) -> Memory:

@@ -135,7 +135,7 @@ def test_rows_that_join_and_are_cut_change_no_numbers(folders: dict[str, Path]) 
 
 
 def _batch(queries: list[tuple[int, ...]]) -> Any:
-    return collate([EncodedContext((), tuple(EncodedQuery(ids, ()) for ids in queries))], 0)
+    return collate([EncodedContext((), tuple(EncodedQuery(ids, ()) for ids in queries))])
 
 
 def test_the_protocol(client: TestClient, folders: dict[str, Path]) -> None:

@@ -34,7 +34,7 @@ def batch(markers: str, rationales: tuple[int, ...] = (0, 1, 2)) -> Batch:
             for role, marker, ids in pairs
         ]
         contexts.append(EncodedContext(() if markers == "prefix" else x, tuple(queries)))
-    return collate(contexts, pad_id=0)
+    return collate(contexts)
 
 
 def module(lm: LanguageModel, **options: Any) -> StepByStep:

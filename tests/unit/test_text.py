@@ -111,6 +111,7 @@ def test_json_lines(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
         ("a.jsonl", b'{"text": "fine"}\n{"text": 3}\n', "a.jsonl:2: no text in 'text'"),
         ("a.jsonl", b'{"text": "fine"}\n{"text"\n', "a.jsonl:2: not valid JSON"),
         ("a.txt", b"fine\n\nnot \xff fine\n", "a.txt:3: not UTF-8 text"),
+        ("a.txt", "fine\n".encode("utf-16"), "a.txt:1: not UTF-8 text but UTF-16; save it as UTF-8"),
         ("a.pdf", b"", "a.pdf: a text file should end in .txt, .jsonl"),
         ("a.txt", b"one word\n", "1 document.* nothing is left to train on"),
     ],

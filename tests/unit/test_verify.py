@@ -164,8 +164,8 @@ def test_a_window_ends_where_longrope_would_change_the_scores_of_other_rows() ->
     lm = LanguageModel.from_parts(hf)
     assert lm.window == 24
     query = EncodedQuery((31, 32), (EncodedTarget((41, 42)),))
-    fits = collate([EncodedContext(tuple(range(2, 22)), (query,))], 0)
-    too_long = collate([EncodedContext(tuple(range(2, 23)), (query,))], 0)
+    fits = collate([EncodedContext(tuple(range(2, 22)), (query,))])
+    too_long = collate([EncodedContext(tuple(range(2, 23)), (query,))])
     lm.score(lm.encode(fits.context), fits)
     with pytest.raises(ConfigError, match=r"window of 24 .*LongRoPE of 'phi3'"):
         lm.score(lm.encode(too_long.context), too_long)

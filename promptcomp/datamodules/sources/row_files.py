@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from promptcomp.config import ConfigError
 from promptcomp.datamodules.sources.records import LIST_SEPARATOR, Asked, NotHere, Record
+from promptcomp.plain import not_utf8
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -21,12 +22,6 @@ if TYPE_CHECKING:
 FILE_KINDS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 _LONGEST_CELL = 2**31 - 1  # characters; Python's own limit is 131,072
 _ROWS_AT_ONCE = 4096
-_OTHERS = {
-    **dict.fromkeys((b"\xff\xfe", b"\xfe\xff"), "UTF-16; save it as UTF-8"),
-    **dict.fromkeys((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd"), "a compressed file; decompress it first"),
-    b"PK": "a ZIP archive or an Excel file; extract it, or save it as CSV",
-}
-"""What files begin with that are no text, and what they are."""
 _UNREADABLE = (ValueError, TypeError, ArithmeticError, NotImplementedError)  # what pyarrow raises for single values
 
 
@@ -145,11 +140,7 @@ def _text(path: Path) -> str:
         return raw.decode("utf-8")
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
-        raise ConfigError(f"{path}:{line}: {_not_utf8(raw)}") from None
-
-
-def _not_utf8(raw: bytes) -> str:
-    return "not UTF-8 text" + next((f" but {what}" for start, what in _OTHERS.items() if raw.startswith(start)), "")
+        raise ConfigError(f"{path}:{line}: {not_utf8(raw)}") from None
 
 
 def _json_lines(path: Path, asked: Asked) -> Iterator[Record]:
@@ -167,7 +158,7 @@ def _json_line(file: str, number: int, offset: int, raw: bytes, asked: Asked) ->
     try:
         content = parse_json(raw.decode("utf-8"))
     except UnicodeDecodeError as error:
-        text = _not_utf8(raw) if number == 1 else "not UTF-8 text"
+        text = not_utf8(raw) if number == 1 else "not UTF-8 text"
         return Record(file, number, problem=f"{text} (byte {error.start} of the line)")
     except json.JSONDecodeError as error:
         hint = "; a file with one list of rows should end in .json" if number == 1 and raw.lstrip()[:1] == b"[" else ""

@@ -143,8 +143,16 @@ def spellings(outputs: Iterable[str]) -> Iterator[tuple[int, str]]:
         label = label_of(output)
         if (first := spelled.setdefault(label, output)) != output:
             yield place, f"{shown(output)} and {shown(first)} are one label: white space does not count"
-        elif (other := seen.setdefault(looks_of(label), label)) != label:
+        elif (other := seen.setdefault(_value_of(label) or looks_of(label), label)) != label:
             yield place, f"{label!a} and {other!a} look alike, but are different labels"
+
+
+def _value_of(label: str) -> str | None:
+    """A number in one spelling: spreadsheets make 1.0 of a 1 where a cell of its column is empty; None: it is none."""
+    try:
+        return repr(float(label))
+    except ValueError:
+        return None
 
 
 class Duplicates:
