@@ -219,8 +219,8 @@ def open_skeleton(config: LanguageModelConfig, architecture: PretrainedConfig) -
     """The model on the meta device: shapes without weights."""
     with torch.device("meta"):
         hf = random_model(config, architecture)
-    if architecture.is_encoder_decoder and not architecture.scale_decoder_outputs:
-        # T5 1.1 has an output head of its own, which transformers learns from the checkpoint only.
+    if architecture.is_encoder_decoder and not getattr(architecture, "scale_decoder_outputs", False):
+        # T5 1.1 and mT5 have an output head of their own, which transformers learns from the checkpoint only.
         hf.lm_head.weight = nn.Parameter(torch.empty_like(hf.lm_head.weight), requires_grad=False)
     return hf
 
