@@ -57,8 +57,8 @@ DATA = {
 
 
 def save_lm(folder: Path, kind: str, seed: int = 0, world: str = "toy_decoder") -> Path:
-    """A random LM ("gpt2", "llama", "t5", "mt5" with an output head of its own, or one of KINDS) with the tokenizer of a
-    toy world; its answers are no constant."""
+    """A random LM ("gpt2", "llama", "t5", "mt5" with an output head of its own, or one of KINDS) with the tokenizer of
+    a toy world; its answers are no constant."""
     tokenizer = open_tokenizer(LanguageModelConfig(path=f"builtin:{world}"))
     ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
     words = len(tokenizer)

@@ -42,7 +42,13 @@ from promptcomp.language_model.architectures import (
     start_positions,
 )
 from promptcomp.language_model.attention import Window
-from promptcomp.language_model.lm_config import BUILTIN, ENCODER_DECODERS, LanguageModelConfig, locate
+from promptcomp.language_model.lm_config import (
+    BUILTIN,
+    ENCODER_DECODERS,
+    LanguageModelConfig,
+    locate,
+    unknown_encoder_decoder,
+)
 from promptcomp.language_model.parts import logits_of
 from promptcomp.language_model.pretrained import GGUF, is_made
 
@@ -84,8 +90,7 @@ def _readable(found: PretrainedConfig, path: str) -> PretrainedConfig:
     if found.is_encoder_decoder:
         if kind in ENCODER_DECODERS:
             return found
-        known = ", ".join(ENCODER_DECODERS)
-        raise ConfigError(f"{path}: encoder-decoder models of type {kind!r} are not supported; known: {known}")
+        raise ConfigError(f"{path}: {unknown_encoder_decoder(kind)}")
     text = found.get_text_config(decoder=True)
     if type(text) in MODEL_FOR_CAUSAL_LM_MAPPING and (text is found or _heads_agree(found, text)):
         if text is not found:
