@@ -224,6 +224,24 @@ def test_a_killed_training_goes_on_with_the_same_losses(tmp_path: Path, monkeypa
     assert all(torch.equal(a, b) for a, b in zip(again.cartridge.slots, whole.cartridge.slots, strict=True))
 
 
+def test_slots_without_a_gradient_are_saved_and_read_again(tmp_path: Path) -> None:
+    """HRM reads most of its layers without one."""
+    lm = LanguageModel.from_parts(tiny_family("hrm_text")).requires_grad_(False)
+    answers = answered(lm, tmp_path / "work")
+
+    def training() -> Training:
+        cartridge = Cartridge(first_slots(lm, CONTEXT, 4, "kv"), torch.float32)
+        return Training(lm, cartridge, PLAN, answers, answers, tmp_path / "state")
+
+    whole = training()
+    assert whole.run(lambda: False, lambda progress: None)
+    assert any(slot.grad is None for slot in whole.cartridge.slots)
+    again = training()
+    assert again.run(lambda: False, lambda progress: None)
+    assert again.progress.losses == whole.progress.losses
+    assert all(torch.equal(a, b) for a, b in zip(again.cartridge.slots, whole.cartridge.slots, strict=True))
+
+
 def test_questions_of_a_step_are_random_orders_one_after_the_other() -> None:
     drawn = [number for step in range(7) for number in cartridge_training.chosen(7, 4, step, 3)]
     assert all(sorted(drawn[start : start + 7]) == list(range(7)) for start in range(0, 28, 7))
