@@ -591,6 +591,21 @@ def test_python(lms: dict[str, Path], tmp_path: Path) -> None:
         promptcomp.distill(str(lms["gpt2"]), TEXT, questions=QUESTIONS, num_questions=8)
 
 
+def test_a_text_that_changes_nothing_has_no_gap_to_close(
+    tmp_path: Path, call: Callable[..., tuple[int, str, str]]
+) -> None:
+    lm = save_lm(tmp_path / "lm", "llama")
+    model = AutoModelForCausalLM.from_pretrained(lm)
+    for layer in model.model.layers:
+        torch.nn.init.zeros_(layer.self_attn.o_proj.weight)
+    model.save_pretrained(lm)
+    asked = ("--text", "text.txt", "--questions", "questions.txt", "--slots", "4", "--steps", "1")
+    code, out, err = call("distill", "--lm", "lm", *asked, "-o", "a.safetensors")
+    assert code == 0, err
+    assert "where there is none: the text changes no prediction." in " ".join((out + err).split())
+    assert all("gap_closed" not in row for row in load_prompt("a.safetensors").info.held_out.values())
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
