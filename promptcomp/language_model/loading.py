@@ -178,8 +178,7 @@ def open_model(config: LanguageModelConfig, architecture: PretrainedConfig) -> P
         hf, found = _factory(architecture).from_pretrained(
             **_place(config),
             config=architecture,
-            dtype=getattr(torch, config.dtype),
-            attn_implementation=attention(config, architecture),
+            **_settings(config, architecture),
             key_mapping=_TEXT_PARTS if is_text else None,
             output_loading_info=True,
         )
@@ -195,12 +194,15 @@ def random_model(config: LanguageModelConfig, architecture: PretrainedConfig) ->
     """A model with random weights, drawn from torch's global generator, in eval mode."""
     with _reading(config.path, "architecture"):
         hf = _factory(architecture).from_config(
-            architecture,
-            dtype=getattr(torch, config.dtype),
-            attn_implementation=attention(config, architecture),
-            trust_remote_code=False,
+            architecture, **_settings(config, architecture), trust_remote_code=False
         )
     return hf.eval()
+
+
+def _settings(config: LanguageModelConfig, architecture: PretrainedConfig) -> dict[str, Any]:
+    found = {"dtype": getattr(torch, config.dtype), "attn_implementation": attention(config, architecture)}
+    # torch's grouped products, by which experts are computed, take no float64
+    return found | ({"experts_implementation": "eager"} if config.dtype == "float64" else {})
 
 
 def identity(config: LanguageModelConfig, hf: PreTrainedModel) -> str:

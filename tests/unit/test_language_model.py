@@ -144,6 +144,17 @@ def test_skeletons_of_well_known_models(path: str, parameters: int, kv_bytes: in
     assert sum(p.numel() for p in lm.parameters()) == parameters
 
 
+@pytest.mark.parametrize("kind", ["mixtral", "deepseek_v3"])
+def test_mixtures_of_experts_in_float64(kind: str, tmp_path: Path) -> None:
+    hf = tiny_family(kind)
+    hf.save_pretrained(tmp_path)
+    save_tokenizer(tmp_path)
+    config = LanguageModelConfig(path=str(tmp_path), dtype="float64")
+    lm, ids = LanguageModel.from_config(config), torch.arange(3, 9)[None]
+    torch.testing.assert_close(lm.hf(ids).logits.float(), hf(ids).logits, rtol=0, atol=1e-5)
+    assert LanguageModel.skeleton(config).cost == lm.cost
+
+
 @pytest.mark.parametrize("kind", ["t5", "mt5"])
 def test_skeletons_have_the_output_head_of_the_checkpoint(kind: str, tmp_path: Path) -> None:
     """T5 1.1 and mT5 have one of their own."""
