@@ -13,6 +13,8 @@ from transformers import (
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    MT5Config,
+    MT5ForConditionalGeneration,
     PreTrainedModel,
     T5Config,
     T5ForConditionalGeneration,
@@ -55,8 +57,8 @@ DATA = {
 
 
 def save_lm(folder: Path, kind: str, seed: int = 0, world: str = "toy_decoder") -> Path:
-    """A random LM ("gpt2", "llama", "t5", or one of KINDS) with the tokenizer of a toy world; its answers are no
-    constant."""
+    """A random LM ("gpt2", "llama", "t5", "mt5" with an output head of its own, or one of KINDS) with the tokenizer of
+    a toy world; its answers are no constant."""
     tokenizer = open_tokenizer(LanguageModelConfig(path=f"builtin:{world}"))
     ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
     words = len(tokenizer)
@@ -75,9 +77,12 @@ def save_lm(folder: Path, kind: str, seed: int = 0, world: str = "toy_decoder") 
             model = AutoModelForCausalLM.from_config(AutoConfig.for_model(name, vocab_size=words, **options, **ids))
         else:
             sizes = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4, "initializer_factor": 3.0}
-            model = T5ForConditionalGeneration(
-                T5Config(vocab_size=words, decoder_start_token_id=0, tie_word_embeddings=False, **sizes, **ids)
-            )
+            shape = {"vocab_size": words, "decoder_start_token_id": 0, "tie_word_embeddings": False, **sizes, **ids}
+            if kind == "mt5":
+                model = MT5ForConditionalGeneration(MT5Config(**shape))
+                model.lm_head.weight = torch.nn.Parameter(torch.randn(words, 32))
+            else:
+                model = T5ForConditionalGeneration(T5Config(**shape))
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder

@@ -23,6 +23,8 @@ from promptcomp.rivals.quantize import Quantize
 
 _TRIED = 16
 """Tokens that are read behind the moved keys, to see that these do what they did."""
+_ROUNDING = 1e-6
+"""Nats a position that are none: such a text changes no prediction, and there is no distance to close."""
 _SAME = 0.05
 """How far predictions may move with the keys, in KL, as a share of the way to those behind nothing. It is 0 but for
 rounding, which in 16 bits is up to 0.01, where logits are apart by as much as behind keys that are turned wrongly."""
@@ -67,11 +69,10 @@ class Beside:
         self._setting = Setting(lambda context: None, self.context)
 
     def row(self, memory: Memory | None, found: Agreement, held: float | None = None) -> dict[str, float]:
-        """An agreement with the share of the distance between no context and the whole text that is gone, the slots,
-        and the bytes of keys and values (`held`: those that are allocated instead)."""
+        """An agreement with the share of the distance between no context and the whole text that is gone (where there
+        is one), the slots, and the bytes of keys and values (`held`: those that are allocated instead)."""
         return {
-            **found._asdict(),
-            "gap_closed": 1.0 - found.kl / self._none.kl if self._none.kl > 0 else float("nan"),
+            **self._kept(found),
             "slots": 0.0 if memory is None else float(memory.num_slots.double().mean()),
             "bytes": self.lm.kv_bytes(memory) if held is None else held,
         }
@@ -80,7 +81,11 @@ class Beside:
         """No context, and the whole text."""
         positions = float(self.context.mask.sum() + self.lm.num_bos)
         taken = {"slots": positions, "bytes": positions * self.lm.cost.kv_bytes_per_token}
-        return self.row(None, self._none), {**Agreement(0.0, 1.0, 1.0)._asdict(), "gap_closed": 1.0, **taken}
+        return self.row(None, self._none), {**self._kept(Agreement(0.0, 1.0, 1.0)), **taken}
+
+    def _kept(self, found: Agreement) -> dict[str, float]:
+        gap = {"gap_closed": 1.0 - found.kl / self._none.kl} if self._none.kl > _ROUNDING else {}
+        return {**found._asdict(), **gap}
 
     def start(self, slots: int, kind: str, wanted: str) -> Start:
         """What a cartridge of so many slots starts with (`DistillOptions.kind` and `start`).

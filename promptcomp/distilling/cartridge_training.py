@@ -155,7 +155,9 @@ class Training:
         tensors: dict[str, Tensor] = {}
         for number, (slot, best) in enumerate(zip(self.cartridge.slots, self._best, strict=True)):
             state = self._optimizer.state[slot]
-            parts = {"now": slot.detach(), "best": best, **{name: state[name] for name in _MOMENTS}}
+            # a slot that gets no gradient has no moments (HRM reads most of its layers without one)
+            moments = {name: state.get(name, torch.zeros_like(best)) for name in _MOMENTS}
+            parts = {"now": slot.detach(), "best": best, **moments}
             tensors |= {f"{name}.{number}": tensor.cpu().contiguous() for name, tensor in parts.items()}
         with replacing(self._place) as partial:
             save_file(tensors, partial, metadata={"progress": json.dumps(asdict(self.progress))})

@@ -120,6 +120,11 @@ def locate(path: str) -> str:
     return str(folder)
 
 
+def unknown_encoder_decoder(kind: str) -> str:
+    """The message of a refusal."""
+    return f"encoder-decoder models of type {kind!r} are not supported; known: {', '.join(ENCODER_DECODERS)}"
+
+
 def place_of(path: str) -> str:
     """An LM's path as a record keeps it: a folder or file by its full path, a name as it is."""
     return str(Path(path).resolve()) if is_place(path) else path

@@ -42,7 +42,13 @@ from promptcomp.language_model.architectures import (
     start_positions,
 )
 from promptcomp.language_model.attention import Window
-from promptcomp.language_model.lm_config import BUILTIN, ENCODER_DECODERS, LanguageModelConfig, locate
+from promptcomp.language_model.lm_config import (
+    BUILTIN,
+    ENCODER_DECODERS,
+    LanguageModelConfig,
+    locate,
+    unknown_encoder_decoder,
+)
 from promptcomp.language_model.parts import logits_of
 from promptcomp.language_model.pretrained import GGUF, is_made
 
@@ -84,8 +90,7 @@ def _readable(found: PretrainedConfig, path: str) -> PretrainedConfig:
     if found.is_encoder_decoder:
         if kind in ENCODER_DECODERS:
             return found
-        known = ", ".join(ENCODER_DECODERS)
-        raise ConfigError(f"{path}: encoder-decoder models of type {kind!r} are not supported; known: {known}")
+        raise ConfigError(f"{path}: {unknown_encoder_decoder(kind)}")
     text = found.get_text_config(decoder=True)
     if type(text) in MODEL_FOR_CAUSAL_LM_MAPPING and (text is found or _heads_agree(found, text)):
         if text is not found:
@@ -173,8 +178,7 @@ def open_model(config: LanguageModelConfig, architecture: PretrainedConfig) -> P
         hf, found = _factory(architecture).from_pretrained(
             **_place(config),
             config=architecture,
-            dtype=getattr(torch, config.dtype),
-            attn_implementation=attention(config, architecture),
+            **_settings(config, architecture),
             key_mapping=_TEXT_PARTS if is_text else None,
             output_loading_info=True,
         )
@@ -190,12 +194,15 @@ def random_model(config: LanguageModelConfig, architecture: PretrainedConfig) ->
     """A model with random weights, drawn from torch's global generator, in eval mode."""
     with _reading(config.path, "architecture"):
         hf = _factory(architecture).from_config(
-            architecture,
-            dtype=getattr(torch, config.dtype),
-            attn_implementation=attention(config, architecture),
-            trust_remote_code=False,
+            architecture, **_settings(config, architecture), trust_remote_code=False
         )
     return hf.eval()
+
+
+def _settings(config: LanguageModelConfig, architecture: PretrainedConfig) -> dict[str, Any]:
+    found = {"dtype": getattr(torch, config.dtype), "attn_implementation": attention(config, architecture)}
+    # torch's grouped products, by which experts are computed, take no float64
+    return found | ({"experts_implementation": "eager"} if config.dtype == "float64" else {})
 
 
 def identity(config: LanguageModelConfig, hf: PreTrainedModel) -> str:
@@ -219,8 +226,8 @@ def open_skeleton(config: LanguageModelConfig, architecture: PretrainedConfig) -
     """The model on the meta device: shapes without weights."""
     with torch.device("meta"):
         hf = random_model(config, architecture)
-    if architecture.is_encoder_decoder and not architecture.scale_decoder_outputs:
-        # T5 1.1 has an output head of its own, which transformers learns from the checkpoint only.
+    if architecture.is_encoder_decoder and not getattr(architecture, "scale_decoder_outputs", False):
+        # T5 1.1 and mT5 have an output head of their own, which transformers learns from the checkpoint only.
         hf.lm_head.weight = nn.Parameter(torch.empty_like(hf.lm_head.weight), requires_grad=False)
     return hf
 

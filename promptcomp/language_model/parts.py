@@ -14,6 +14,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from promptcomp.config import ConfigError
 from promptcomp.language_model.counting import ModelCost, model_cost
+from promptcomp.language_model.lm_config import ENCODER_DECODERS, unknown_encoder_decoder
 from promptcomp.memory import EncoderStates, KVCache, SoftPrompt
 
 
@@ -101,8 +102,8 @@ def in_memory(model: Any, tokenizer: Any = None, *, needs_weights: bool = True) 
     """The Hugging Face model in what a user gives: itself, or what peft or torch.compile have made of it.
 
     Raises:
-        ConfigError: it is none, has no weights (where it `needs_weights`), or reads a trained prompt of peft, which
-            stands outside of it; or the tokenizer is none.
+        ConfigError: it is none, predicts no tokens, is an encoder-decoder of an unknown type, has no weights (where it
+            `needs_weights`), or reads a trained prompt of peft, which stands outside of it; or the tokenizer is none.
     """
     hf = getattr(model, "_orig_mod", model)
     if any(each.is_prompt_learning for each in getattr(hf, "peft_config", {}).values()):
@@ -114,6 +115,11 @@ def in_memory(model: Any, tokenizer: Any = None, *, needs_weights: bool = True) 
         hf = hf.get_base_model()
     if not isinstance(hf, PreTrainedModel):
         raise ConfigError(f"expected a model of transformers (a causal LM, or a T5), not {type(model).__name__}")
+    if hf.config.is_encoder_decoder and hf.config.model_type not in ENCODER_DECODERS:
+        raise ConfigError(unknown_encoder_decoder(hf.config.model_type))
+    if hf.get_output_embeddings() is None:
+        opener = "AutoModelForSeq2SeqLM" if hf.config.model_type in ENCODER_DECODERS else "AutoModelForCausalLM"
+        raise ConfigError(f"{type(hf).__name__} predicts no tokens; load the model with {opener}.from_pretrained")
     if tokenizer is not None and not isinstance(tokenizer, PreTrainedTokenizerBase):
         raise ConfigError(f"expected a tokenizer of transformers, not {type(tokenizer).__name__}")
     if needs_weights and any(each.is_meta for each in hf.parameters()):

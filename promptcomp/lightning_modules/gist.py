@@ -236,12 +236,14 @@ def add_gist_tokens(
     tokenizer.add_tokens(words, special_tokens=True)
     known = tokenizer.get_vocab()
     numbers = [known[word] for word in words]
-    table = token_table(hf)
+    table, head = token_table(hf), hf.get_output_embeddings()
+    own = head.weight if isinstance(head, nn.Linear) and head.weight is not table.weight else None
     if max(numbers) >= table.num_embeddings:
         # The rows that T5 has beyond its tokenizer are kept: a table never shrinks.
         hf.resize_token_embeddings(max(numbers) + 1, mean_resizing=False)
-        table = token_table(hf)
-    head = hf.get_output_embeddings()
+        table, head = token_table(hf), hf.get_output_embeddings()
+        if own is not None and head.weight is table.weight:  # tied, as the configuration of T5 1.1 says: it has its own
+            head.weight = nn.Parameter(torch.cat([own, own.new_zeros(len(table.weight) - len(own), own.shape[1])]))
     with torch.no_grad():
         if isinstance(head, nn.Linear) and head.weight is not table.weight:
             head.weight[numbers] = 0

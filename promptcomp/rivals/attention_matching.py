@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from promptcomp.rivals.evict import kept, read_again, whole_cache
+from promptcomp.rivals.evict import kept, read_again, whole_keys
 from promptcomp.rivals.rival import BudgetedRival, Made, Reading, Setting
 
 if TYPE_CHECKING:
@@ -41,13 +41,13 @@ class AttentionMatching(BudgetedRival):
         """A cache with fewer positions, a BOS always among them, and other values.
 
         Raises:
-            NotMet: see `whole_cache` and `read_again`.
+            NotMet: see `whole_keys` and `read_again`.
         """
         import torch
 
         from promptcomp.language_model import at_least_float32
 
-        cache, budget = whole_cache(reading), self.budget(reading)
+        cache, budget = whole_keys(reading), self.budget(reading)
         if not int(budget.max()):
             return Made(None)
         parts = list(read_again(reading, cache))

@@ -65,9 +65,10 @@ class Evict(BudgetedRival):
         """A cache with fewer positions, a BOS always among them.
 
         Raises:
-            NotMet: see `whole_cache`.
+            NotMet: see `whole_cache`, and `whole_keys` for `knorm`.
         """
-        cache, budget = whole_cache(reading), self.budget(reading)
+        cache = whole_keys(reading) if self.score == "knorm" else whole_cache(reading)
+        budget = self.budget(reading)
         if not int(budget.max()):
             return Made(None)
         scores = [each.masked_fill(self._certain(reading, cache, budget)[:, None], float("inf"))
@@ -133,6 +134,19 @@ def whole_cache(reading: Reading) -> KVCache:
     if not isinstance(reading.full, Cache) or not reading.tokens.ids.shape[1]:
         raise NotMet("the contexts are empty")
     return reading.full
+
+
+def whole_keys(reading: Reading) -> KVCache:
+    """The same of an LM whose cache holds keys and values themselves.
+
+    Raises:
+        NotMet: it holds latents (DeepSeek's multi-head latent attention), or see `whole_cache`.
+    """
+    cache = whole_cache(reading)
+    _, heads, _, width = cache.layers[0][0].shape
+    if heads == 1 and width == getattr(reading.lm.text_config, "kv_lora_rank", None):
+        raise NotMet("the LM's cache holds latents, of which each layer makes its keys and values anew")
+    return cache
 
 
 def read_again(reading: Reading, cache: KVCache) -> Iterator[list[Tensor]]:

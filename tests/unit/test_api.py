@@ -24,7 +24,7 @@ import pytest
 import torch
 import transformers
 from matplotlib.figure import Figure
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, LongT5Config, LongT5ForConditionalGeneration
 
 import promptcomp
 from promptcomp import ConfigError
@@ -243,12 +243,21 @@ def test_two_compressors_share_a_model(tokenizer: Any) -> None:
 def test_what_is_no_model_is_told(tokenizer: Any) -> None:
     hf = AutoModelForCausalLM.from_pretrained(LM)
     tuned = peft.get_peft_model(copy.deepcopy(hf), peft.PromptTuningConfig("CAUSAL_LM", num_virtual_tokens=2))
+    longt5 = LongT5ForConditionalGeneration(
+        LongT5Config(vocab_size=64, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2)
+    )
     for given, words, message in [
         (LM, tokenizer, "expected a model of transformers .*, not str"),
         (torch.nn.Linear(2, 2), tokenizer, "expected a model of transformers .*, not Linear"),
         (hf, LM, "expected a tokenizer of transformers, not str"),
         (tuned, tokenizer, "reads a trained prompt of peft"),
         (copy.deepcopy(hf).to("meta"), tokenizer, "it is on the meta device"),
+        (
+            hf.model,
+            tokenizer,
+            "LlamaModel predicts no tokens; load the model with AutoModelForCausalLM.from_pretrained",
+        ),
+        (longt5, tokenizer, "encoder-decoder models of type 'longt5' are not supported; known: t5, mt5"),
     ]:
         with pytest.raises(ConfigError, match=message):
             promptcomp.TextCompressor.from_model(given, words, "full_prompt")

@@ -71,6 +71,8 @@ def same(found: Tensor, expected: Tensor) -> None:
         ("llama", "query_in_decoder"),
         ("t5", "query_in_decoder"),
         ("t5", "query_in_encoder"),
+        ("mt5", "query_in_decoder"),
+        ("mt5", "query_in_encoder"),
         *((kind, "query_in_decoder") for kind in KINDS),
     ],
 )

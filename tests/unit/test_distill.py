@@ -133,7 +133,7 @@ def test_it_starts_as_attention_matching_at_its_own_positions(tmp_path: Path) ->
         ("stablelm", None),
         ("gpt2", "positions are not rotary"),
         ("hunyuan_v1_dense", "a way of its own"),  # normed after they are turned
-        ("deepseek_v3", "a way of its own"),
+        ("deepseek_v3", "holds latents"),
         ("gptj", "a way of its own"),
         ("gemma3_text", "look back over a window"),
     ],
@@ -221,6 +221,24 @@ def test_a_killed_training_goes_on_with_the_same_losses(tmp_path: Path, monkeypa
     again.run(lambda: False, lambda progress: None)
     assert again.progress.losses == whole.progress.losses
     assert again.progress.looks == whole.progress.looks
+    assert all(torch.equal(a, b) for a, b in zip(again.cartridge.slots, whole.cartridge.slots, strict=True))
+
+
+def test_slots_without_a_gradient_are_saved_and_read_again(tmp_path: Path) -> None:
+    """HRM reads most of its layers without one."""
+    lm = LanguageModel.from_parts(tiny_family("hrm_text")).requires_grad_(False)
+    answers = answered(lm, tmp_path / "work")
+
+    def training() -> Training:
+        cartridge = Cartridge(first_slots(lm, CONTEXT, 4, "kv"), torch.float32)
+        return Training(lm, cartridge, PLAN, answers, answers, tmp_path / "state")
+
+    whole = training()
+    assert whole.run(lambda: False, lambda progress: None)
+    assert any(slot.grad is None for slot in whole.cartridge.slots)
+    again = training()
+    assert again.run(lambda: False, lambda progress: None)
+    assert again.progress.losses == whole.progress.losses
     assert all(torch.equal(a, b) for a, b in zip(again.cartridge.slots, whole.cartridge.slots, strict=True))
 
 
@@ -571,6 +589,21 @@ def test_python(lms: dict[str, Path], tmp_path: Path) -> None:
         promptcomp.distill(str(lms["gpt2"]), TEXT, step=2)
     with pytest.raises(ConfigError, match="'num_questions' is for questions that an LM asks"):
         promptcomp.distill(str(lms["gpt2"]), TEXT, questions=QUESTIONS, num_questions=8)
+
+
+def test_a_text_that_changes_nothing_has_no_gap_to_close(
+    tmp_path: Path, call: Callable[..., tuple[int, str, str]]
+) -> None:
+    lm = save_lm(tmp_path / "lm", "llama")
+    model = AutoModelForCausalLM.from_pretrained(lm)
+    for layer in model.model.layers:
+        torch.nn.init.zeros_(layer.self_attn.o_proj.weight)
+    model.save_pretrained(lm)
+    asked = ("--text", "text.txt", "--questions", "questions.txt", "--slots", "4", "--steps", "1")
+    code, out, err = call("distill", "--lm", "lm", *asked, "-o", "a.safetensors")
+    assert code == 0, err
+    assert "where there is none: the text changes no prediction." in " ".join((out + err).split())
+    assert all("gap_closed" not in row for row in load_prompt("a.safetensors").info.held_out.values())
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from promptcomp.language_model.attention import Window
 from promptcomp.language_model.lm_config import FromScratch
 from promptcomp.language_model.loading import open_architecture, open_tokenizer
 from promptcomp.memory import EncoderStates, KVCache, SoftPrompt
-from tests.tiny_families import CAUSAL
+from tests.tiny_families import CAUSAL, tiny_family
 from tests.tiny_models import MODELS, VOCABULARY, save_tokenizer, tiny_hf, tiny_lm
 
 BATCH = collate(
@@ -141,6 +141,31 @@ def test_skeletons_of_well_known_models(path: str, parameters: int, kv_bytes: in
     assert {p.device.type for p in lm.parameters()} == {"meta"}
     assert lm.cost.kv_bytes_per_token == kv_bytes
     assert sum(p.numel() for p in lm.parameters()) == parameters
+
+
+@pytest.mark.parametrize("kind", ["mixtral", "deepseek_v3"])
+def test_mixtures_of_experts_in_float64(kind: str, tmp_path: Path) -> None:
+    hf = tiny_family(kind)
+    hf.save_pretrained(tmp_path)
+    save_tokenizer(tmp_path)
+    config = LanguageModelConfig(path=str(tmp_path), dtype="float64")
+    lm, ids = LanguageModel.from_config(config), torch.arange(3, 9)[None]
+    torch.testing.assert_close(lm.hf(ids).logits.float(), hf(ids).logits, rtol=0, atol=1e-5)
+    assert LanguageModel.skeleton(config).cost == lm.cost
+
+
+@pytest.mark.parametrize("kind", ["t5", "mt5"])
+def test_skeletons_have_the_output_head_of_the_checkpoint(kind: str, tmp_path: Path) -> None:
+    """T5 1.1 and mT5 have one of their own."""
+    changes = {"tie_word_embeddings": False, "feed_forward_proj": "gated-gelu"} if kind == "t5" else {}
+    hf = tiny_family(kind, **changes)
+    hf.lm_head.weight = torch.nn.Parameter(hf.lm_head.weight.detach() + 1)  # type: ignore[operator, union-attr]
+    hf.save_pretrained(tmp_path)
+    save_tokenizer(tmp_path)
+    config = LanguageModelConfig(path=str(tmp_path))
+    whole, skeleton = LanguageModel.from_config(config), LanguageModel.skeleton(config)
+    assert {n: p.shape for n, p in skeleton.named_parameters()} == {n: p.shape for n, p in whole.named_parameters()}
+    assert skeleton.cost == whole.cost
 
 
 def test_every_known_architecture_can_be_built() -> None:

@@ -25,6 +25,7 @@ from promptcomp.rivals.quantize import Quantize
 from promptcomp.rivals.rival import Rival, TextRival, tokens_of
 from promptcomp.run.assess import assess
 from promptcomp.run.opening import make_parts
+from tests.tiny_families import tiny_family
 from tests.tiny_models import naive_score, save_word_classifier, tiny_hf, tiny_lm
 
 LONG, SHORT = (5, 6, 7, 8, 9, 10, 11, 12), (20, 21, 22)
@@ -227,6 +228,22 @@ def test_lms_that_some_rivals_do_not_work_with() -> None:
     full = collate([row(tuple(range(3, 53)) * 2 + tuple(range(3, 31)))]).context  # 128 positions
     with pytest.raises(NotMet, match="no room to read them again"):
         Evict(score="kvzip", slots=2).memory(Reading(tiny_lm("gpt2"), full, None), setting)
+
+
+def test_latents_are_no_keys_and_values() -> None:
+    """A cache of DeepSeek-V3 holds, where others have values, the rotary parts of keys."""
+    batch = collate([row(LONG)], 0)
+    setting = Setting(lambda context: None, batch.context)
+    reading = Reading(LanguageModel.from_parts(tiny_family("minicpm3")), batch.context, None)
+    for rival in (Evict(score="knorm", slots=2), AttentionMatching(slots=2)):
+        with pytest.raises(NotMet, match="holds latents"):
+            rival.memory(reading, setting)
+    whole = [
+        rival.memory(reading, setting).memory
+        for rival in (Evict(score="streaming", slots=99), Evict(score="kvzip", slots=99))
+    ]
+    for memory in whole:  # positions can be dropped
+        torch.testing.assert_close(reading.lm.score(memory, batch), reading.lm.score(reading.full, batch))
 
 
 def test_controls_know_nothing_of_the_context() -> None:
