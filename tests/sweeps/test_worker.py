@@ -337,9 +337,13 @@ def test_bounds_of_one_metric_on_two_splits_are_both_kept(tmp_path: Path) -> Non
 
 def test_a_small_space_is_drawn_empty(tmp_path: Path) -> None:
     config = sweep_config(sampler="random", points=9, space={"method.num_slots": {"values": [1, 2, 5]}})
-    state = run(config, tmp_path / "s")
+    directory = SweepDirectory(tmp_path / "s")
+    before = make_plan(config, directory, 1, False)
+    assert (before.points, before.trials, before.finished) == (3, 3, 0)
+    state = run(config, directory.path)
     assert_exactly_once(state, 3)
     assert state.planned == 3
+    assert make_plan(config, directory, 1, False).finished == 3
 
 
 @pytest.mark.parametrize("pruner", ["median", "successive_halving", "hyperband"])
