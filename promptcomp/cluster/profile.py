@@ -127,9 +127,9 @@ class SlurmProfile(Config):
             if not _VARIABLE.fullmatch(name) or not (value == "" or value.isprintable()):
                 raise ValueError(f"environment: {name!r} is no variable name, or its value has several lines")
         for line in self.extra:
-            if not line.startswith("-"):
+            if not line.startswith("-") or len(line) < 2:
                 raise ValueError(f"extra: {line!r} is no option; write it as sbatch takes it, for example --exclusive")
-            if re.split(r"[=\s]", line)[0] in _OURS:
+            if re.split(r"[=\s]", line)[0] in _OURS or (line[1] != "-" and line[:2] in _OURS):
                 raise ValueError(
                     f"extra: {line!r} is set by promptcomp; use the profile's keys (nodes, tasks_per_node)"
                 )

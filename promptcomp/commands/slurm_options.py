@@ -98,7 +98,9 @@ def submit_new(
     try:
         _submit_fit(fit_job(run.path, title, profile), run.path, profile, chosen, as_json)
     except ConfigError as error:
-        raise ConfigError(f"{error}; to try again: {command('fit', '--resume', run.path, '--slurm', chosen)}") from None
+        asked = (word for word in words if word.startswith("slurm."))
+        again = command("fit", "--resume", run.path, "--slurm", chosen, *asked)
+        raise ConfigError(f"{error}; to try again: {again}") from None
 
 
 def submit_again(chosen: str, run: Path, words: Sequence[str], dry_run: bool, as_json: bool) -> None:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from promptcomp.batch import Batch, Context
 from promptcomp.config import ConfigError
-from promptcomp.errors import NoSpace
+from promptcomp.errors import NoSpace, is_full
 from promptcomp.files import cache_folder
 from promptcomp.language_model import LanguageModel
 from promptcomp.language_model.loading import settings_hash
@@ -121,7 +121,8 @@ class TeacherCache:
                 file.execute("CREATE TABLE IF NOT EXISTS predictions (key BLOB PRIMARY KEY, value BLOB NOT NULL)")
                 yield file
         except (sqlite3.Error, OSError) as error:
-            kind = NoSpace if "full" in str(error) else ConfigError
+            is_full_file = getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
+            kind = NoSpace if is_full_file or is_full(error) else ConfigError
             raise kind(
                 f"{self.path}: the teacher's predictions cannot be kept there ({error}); remove the file, name another "
                 "folder with PROMPTCOMP_CACHE, or set method.teacher_cache=false"

@@ -201,6 +201,10 @@ class Extraction(AskingSession[Completion]):
         if self.output.exists() and not self.output.is_file():
             raise ConfigError(f"{self.output}: is no file; name one with --output")
         completions = self.output.with_name(f"{self.output.stem}.completions.jsonl")
+        is_data = any(place.resolve() == self.output.resolve() for place in data.places())
+        if is_data or (self.output.exists() and not completions.exists()):
+            why = "is a file of the data" if is_data else "exists already, and no earlier call of this command wrote it"
+            raise ConfigError(f"{self.output}: {why}; name another file with --output")
         self.record = AnswerFile(completions, HEADER, Completion)
         texts: dict[str, RationaleRequest] = {}
         for request in chain.from_iterable(self.requests):

@@ -247,7 +247,10 @@ def _is_run_of(run: RunDirectory, experiment: Experiment, wanted: str) -> bool:
         method = tree.get("method")
         if not isinstance(method, dict) or method.get("name") != experiment.method.name:
             return False
-        same = identity(build(Experiment, tree)) == wanted
-        return same and changed_file(recorded_files(run), files_of(experiment)) is None
-    except ConfigError:  # a damaged file or one of another version is no run of this experiment
+        found = build(Experiment, tree)
+        if identity(found) != wanted:
+            return False
+        check_unchanged(run, found)
+        return changed_file(recorded_files(run), files_of(experiment)) is None
+    except ConfigError:  # a damaged file, an edited one or one of another version is no run of this experiment
         return False

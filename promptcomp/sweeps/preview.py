@@ -31,7 +31,7 @@ from promptcomp.sweeps.space import (
     planned_trial,
     tell_dimension,
 )
-from promptcomp.sweeps.study import check_begun
+from promptcomp.sweeps.study import check_begun, read_state
 from promptcomp.sweeps.sweep_config import Choices, Dimension, Scalar, SweepConfig
 from promptcomp.sweeps.sweep_directory import SweepDirectory
 from promptcomp.sweeps.views.wording import scalar_text, time_text
@@ -70,7 +70,7 @@ class SweepPlan(BaseModel):
     trials: int
     controls: int
     finished: int
-    """Runs that are there and would be reused (of a grid, and of the controls)."""
+    """Runs that are there and would be reused."""
     started: int
     """Runs that would be continued."""
     workers: int
@@ -99,7 +99,7 @@ def make_plan(config: SweepConfig, directory: SweepDirectory, workers: int, meas
     check_begun(config, directory)
     base = base_tree(config)
     seeds = range(config.first_seed, config.first_seed + config.seeds)
-    known = grid(config) if config.sampler == "grid" else []  # others are still to be drawn
+    known = grid(config) if config.sampler == "grid" else _drawn(directory)
     planned = [planned_trial(config, directory, params, seed, base) for seed in seeds for params in known]
     controls = planned_controls(config, directory)
     states = [find(trial.experiment, trial.run)[0] for trial in (*planned, *controls)]
@@ -129,6 +129,13 @@ def make_plan(config: SweepConfig, directory: SweepDirectory, workers: int, meas
     )
     plan.notes += _machine(plan)
     return _with_time(plan, config, small, large) if measure else plan
+
+
+def _drawn(directory: SweepDirectory) -> list[Mapping[str, Scalar]]:
+    """The points that a sampler has drawn so far."""
+    if not directory.config.is_file():
+        return []
+    return list({trial.point: trial.params for trial in read_state(directory).trials}.values())
 
 
 _Point = tuple[dict[str, Scalar], Experiment, StepForecast]

@@ -11,6 +11,7 @@ import itertools
 import json
 import math
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,15 +84,23 @@ def _of_interval(interval: Interval) -> Sequence[Scalar] | None:
 
 
 def grid_size(config: SweepConfig) -> int:
-    """Points of the sweep: of its grid, or the number to draw.
+    """Points of the sweep: of its grid, or the number to draw (all that there are, where these are fewer).
 
     Raises:
         ConfigError: a grid over a continuous interval.
     """
     if config.sampler != "grid":
         assert config.points is not None
-        return config.points
+        return min(config.points, math.prod(map(_count, config.space.values())))
     return math.prod(len(_grid_values(name, dimension)) for name, dimension in config.space.items())
+
+
+def _count(dimension: Dimension) -> int:
+    """Values that a sampler can draw; of a continuous interval a number that no sweep has points of."""
+    if (values := scalars(dimension)) is not None:
+        return len(values)
+    assert isinstance(dimension, Interval)
+    return int(dimension.high - dimension.low) + 1 if dimension.integer else sys.maxsize
 
 
 def _grid_values(name: str, dimension: Dimension) -> Sequence[Scalar]:

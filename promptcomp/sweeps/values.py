@@ -68,12 +68,15 @@ def constraint_values(config: SweepConfig, run: Path) -> dict[str, float]:
         ConfigError: no results, or a metric that is not in them or has no value.
     """
     found: dict[str, float] = {}
+    metrics = [constraint.metric for constraint in config.constraints]
     for constraint in config.constraints:
-        value = _value(read_results(run), constraint, run)
+        value, name = _value(read_results(run), constraint, run), constraint.metric
+        if metrics.count(name) > 1:
+            name = f"{constraint.split or 'first'}/{name}"
         if constraint.at_most is not None:
-            found[f"{constraint.metric} <= {constraint.at_most:g}"] = value - constraint.at_most
+            found[f"{name} <= {constraint.at_most:g}"] = value - constraint.at_most
         if constraint.at_least is not None:
-            found[f"{constraint.metric} >= {constraint.at_least:g}"] = constraint.at_least - value
+            found[f"{name} >= {constraint.at_least:g}"] = constraint.at_least - value
     return found
 
 

@@ -209,6 +209,20 @@ def test_mistakes(words: list[str], message: str, run: Run, rows: str) -> None:
     assert message in done.stderr
 
 
+def test_a_file_that_it_has_not_written_is_kept(run: Run, rows: str, tmp_path: Path) -> None:
+    before = (tmp_path / rows).read_bytes()
+    (tmp_path / "notes.jsonl").write_text("mine\n")
+    with serving(teacher) as server:
+        for own, why in ((rows, "is a file of the data"), ("notes.jsonl", "no earlier call of this command wrote it")):
+            done = _ask(run, server, rows, "-o", own, "-n", "1")
+            assert done.returncode == 2
+            assert f"{own}: " in done.stderr
+            assert f"{why}; name another file with --output" in done.stderr
+        assert not server.requests
+    assert (tmp_path / rows).read_bytes() == before
+    assert (tmp_path / "notes.jsonl").read_text() == "mine\n"
+
+
 TEMPLATE = """
 marker: "=>"
 query: "{input} explain:"

@@ -213,3 +213,16 @@ def test_a_lease_is_kept_by_the_first_process_while_it_works(tmp_path: Path, mon
     monkeypatch.setenv("LOCAL_RANK", "1")
     with kept(tmp_path / "asked"):
         assert not (tmp_path / "asked").exists()
+
+
+def test_an_edited_run_is_not_taken_for_one_of_what_it_says_now(tmp_path: Path) -> None:
+    before, now = (
+        Experiment.model_validate({**START, "optim": {"lr": lr}, "output_dir": str(tmp_path)}) for lr in (1e-3, 1e-2)
+    )
+    run = RunDirectory(tmp_path / "run")
+    run.path.mkdir()
+    run.config.write_text(dump(before), encoding="utf-8")
+    write_environment(run, before.model_dump(mode="json"))
+    assert find(before) == ("unfinished", run.path)
+    run.config.write_text(dump(now), encoding="utf-8")
+    assert find(now) == find(before) == ("missing", None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import sqlite3
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from promptcomp.batch import Batch, EncodedContext, EncodedQuery, EncodedTarget, collate
 from promptcomp.config import ConfigError
+from promptcomp.errors import NoSpace
 from promptcomp.files import cache_folder
 from promptcomp.language_model import LanguageModel, LanguageModelConfig
 from promptcomp.language_model.blending import Blend
@@ -154,6 +156,23 @@ def test_a_kill_between_two_rows_and_a_file_that_is_none() -> None:
     path.write_bytes(b"no database" * 100)
     with pytest.raises(ConfigError, match=r"cannot be kept there .* remove the file"):
         kl(own, batch)
+
+
+def test_a_full_disk_is_told_apart_from_other_mistakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the error's number: a folder may be called full."""
+    batch = collate(CONTEXTS, 0)
+    (tmp_path / "full").write_text("no folder")
+    monkeypatch.setenv("PROMPTCOMP_CACHE", str(tmp_path / "full" / "cache"))
+    with pytest.raises(ConfigError) as mistake:
+        kl(module(), batch)
+    assert not isinstance(mistake.value, NoSpace)
+
+    def no_room(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "mkdir", no_room)
+    with pytest.raises(NoSpace):
+        kl(module(), batch)
 
 
 def test_a_row_without_a_position() -> None:

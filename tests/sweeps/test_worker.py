@@ -346,11 +346,32 @@ def test_drawn_points(tmp_path: Path, sampler: str) -> None:
     assert [trial.params for trial in again.trials] == [trial.params for trial in state.trials], "the seed decides"
 
 
+def test_bounds_of_one_metric_on_two_splits_are_both_kept(tmp_path: Path) -> None:
+    config = sweep_config(
+        constraints=[
+            {"metric": "retained", "at_least": 0.3},
+            {"metric": "retained", "split": "test", "at_least": 0.3},
+            {"metric": "size.memory_slots", "at_most": 3},
+        ],
+        space={"method.num_slots": {"values": [2]}},
+    )
+    (trial,) = run(config, tmp_path / "s").trials
+    assert trial.constraints == {
+        "first/retained >= 0.3": pytest.approx(0.1),
+        "test/retained >= 0.3": pytest.approx(0.1),
+        "size.memory_slots <= 3": -1.0,
+    }
+
+
 def test_a_small_space_is_drawn_empty(tmp_path: Path) -> None:
     config = sweep_config(sampler="random", points=9, space={"method.num_slots": {"values": [1, 2, 5]}})
-    state = run(config, tmp_path / "s")
+    directory = SweepDirectory(tmp_path / "s")
+    before = make_plan(config, directory, 1, False)
+    assert (before.points, before.trials, before.finished) == (3, 3, 0)
+    state = run(config, directory.path)
     assert_exactly_once(state, 3)
     assert state.planned == 3
+    assert make_plan(config, directory, 1, False).finished == 3
 
 
 @pytest.mark.parametrize("pruner", ["median", "successive_halving", "hyperband"])

@@ -120,6 +120,7 @@ def test_profiles_are_found_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyP
         ("small", ["nodes=0"], "nodes"),
         ("small", ["extra=[exclusive]"], "no option"),
         ("small", ["extra=[--ntasks=3]"], "set by promptcomp"),
+        ("small", ["extra=[-N2]"], "set by promptcomp"),
         ("small", ["environment.A-B=1"], "no variable name"),
         ("small", ["gpu_type=a100"], "gpu_type needs gpus_per_node"),
         ("small", ["mem"], "section.key=value"),
@@ -346,6 +347,10 @@ def test_submission_through_the_program(programs: Path, monkeypatch: pytest.Monk
     ):
         code, _, err = _program(*more)
         assert (code, said in err) == (2, True), err
+    (programs / "refuses").touch()
+    code, _, err = _program(*words, "--run-dir", "again", "--slurm", "slurm.nodes=2", "slurm.time=30")
+    assert code == 2
+    assert "to try again: promptcomp fit --resume again --slurm default slurm.nodes=2 slurm.time=30" in err
 
 
 def test_every_lm_of_a_sweep_is_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
