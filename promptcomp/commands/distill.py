@@ -130,15 +130,11 @@ def _print(file: Path, found: Distilled, console: Console) -> None:
     info, cost, best = found.prompt.info, found.prompt.info.cost, found.progress.best_step
     if (row := info.held_out.get("cartridge")) is not None:  # not where it was stopped before
         what = f"\n{many(info.slots, 'slot')} in the place of {many(info.source_tokens, 'token')}"
-        kept = f"{row['gap_closed']:.0%}" if row["gap_closed"] > 0 else "nothing"
-        where = "of the distance between no text and the whole text, on held-out questions"
-        say(console, f"{what} close{'s' if info.slots == 1 else ''} {kept} {where}.", "bold")
-        what = f"\n{info.slots} slots in the place of {info.source_tokens} tokens"
         gap = row.get("gap_closed")
         kept = "nothing" if gap is None or gap <= 0 else f"{gap:.0%}"
         where = "of the distance between no text and the whole text, on held-out questions"
         why = "" if gap is not None else ", where there is none: the text changes no prediction"
-        say(console, f"{what} close {kept} {where}{why}.", "bold")
+        say(console, f"{what} close{'s' if info.slots == 1 else ''} {kept} {where}{why}.", "bold")
     say(
         console,
         f"{file}: {info.lengths} ({info.source_tokens / info.slots:.1f}x), "
