@@ -158,9 +158,11 @@ def held_out(count: int, share: int | None, seed: int) -> list[int]:
         ConfigError: there are too few questions, or none would be left.
     """
     number = min(32, max(1, count // 4)) if share is None else share
-    if count < 2 or number >= count:
+    if count < 2:
+        raise ConfigError(f"two different questions are needed, one to train on and one held out; there are {count}")
+    if number >= count:
         raise ConfigError(
-            f"of {count} different question(s) {number} cannot be held out: give more questions, or another --held-out"
+            f"of {count} different questions {number} cannot be held out: give more questions, or another --held-out"
         )
     order = np.random.default_rng((seed, hash_of("held out"))).permutation(count)
     return [int(each) for each in order[:number]]

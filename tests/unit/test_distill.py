@@ -527,7 +527,8 @@ MISTAKES = {
     "nothing": (["--text", "nowhere.txt"], "nowhere.txt: no such file"),
     "empty text": (["--text", "empty.txt"], "empty.txt: is empty or only white space"),
     "empty questions": (["--questions", "empty.txt"], "empty.txt: holds no query"),
-    "held out": (["--held-out", "16"], "of 16 different question(s) 16 cannot be held out"),
+    "held out": (["--held-out", "16"], "of 16 different questions 16 cannot be held out"),
+    "one question": (["--questions", "one.txt"], "two different questions are needed"),
     "folder": (["-o", "nowhere/x.safetensors"], "does not exist; make it first"),
     "lm": (["--lm", "./nowhere"], "no such folder"),
     "dtype": (["--dtype", "int8"], "dtype"),
@@ -547,6 +548,7 @@ def test_mistakes_are_one_sentence(
 ) -> None:
     (tmp_path / "empty.txt").write_text(" \n")
     (tmp_path / "long.txt").write_text("cat " * 400)
+    (tmp_path / "one.txt").write_text("cat dog\n")
     more, message = MISTAKES[name]
     code, _, err = call(*words(lms, *more))
     assert (code, err.count("error:")) == (2, 1), err
