@@ -245,6 +245,9 @@ class App:
         front = next_position(self.lm, memory)
         asked = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
         room = options.max_tokens
+        if asked is not None and asked > room:
+            said = f"max_tokens {asked}: answers of this server have at most {room} tokens (serve --max-tokens)"
+            raise Refusal(400, said, "context_length_exceeded")
         if front is not None and self.lm.window is not None:
             room = min(room, self.lm.window - front - len(ids))
         if room < (asked or 1):

@@ -41,7 +41,7 @@ from promptcomp.serving.registry import Registry
 from promptcomp.serving.server import run_server
 from promptcomp.terminal import PlainConsole
 from tests.forks import Fork
-from tests.prompt_runs import save_lm, save_run
+from tests.prompt_runs import WINDOW, save_lm, save_run
 
 TEXTS = {"gist": "cat bench => foo \n", "mend": "angry owl tea => bar \nsalmon => foo \n", "full": "tiny tea => bar \n"}
 METHODS = {
@@ -214,7 +214,8 @@ def test_stops_and_sampling(client: TestClient) -> None:
         (400, asked(None, ""), "a query is empty"),
         (400, asked("gist", ["a", "b"]), "one text"),
         (400, asked("gist", [10**6]), "token ids"),
-        (400, asked("gist", max_tokens=1_000_000), "there is room for"),
+        (400, asked("gist", [5] * WINDOW), "there is room for 0"),
+        (400, asked("gist", max_tokens=2049), "at most 2048 tokens (serve --max-tokens)"),
         (400, {"model": "lm"}, "prompt is missing"),
         (404, asked("nowhere"), "no compressed prompt 'nowhere'"),
         (404, asked("../lm/model"), "no compressed prompt"),
