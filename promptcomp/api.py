@@ -118,9 +118,7 @@ def fit(
     """
     if isinstance(what, Experiment):
         what = what.model_dump(mode="json")
-    if not isinstance(what, Mapping):
-        check_place(what, "an experiment that is no dictionary")
-    source = "configuration" if isinstance(what, Mapping) else os.fspath(what)
+    source = "configuration" if isinstance(what, Mapping) else check_place(what, "an experiment that is no dictionary")
     tree = what if isinstance(what, Mapping) else read_yaml(experiment_file(source))
     experiment = build(Experiment, with_settings(tree, settings), source=source)
     if device_count(experiment.trainer) * experiment.trainer.num_nodes > 1 and started_rank() is None:
@@ -189,8 +187,7 @@ def sweep(
         if folder is None:
             raise ConfigError("a sweep without a file needs a directory: give output=")
     else:
-        check_place(what, "a sweep that is no dictionary")
-        origin = find_sweep(os.fspath(what))
+        origin = find_sweep(check_place(what, "a sweep that is no dictionary"))
         source, tree, folder = origin.source, origin.tree, output or origin.directory or Path("sweeps") / origin.name
     for key, value in settings.items():
         dotted, (text, tried) = key.replace("__", "."), _as_word(key, value)

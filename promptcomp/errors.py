@@ -97,13 +97,15 @@ def command(*words: object) -> str:
     return shlex.join(["promptcomp", *parts])
 
 
-def check_place(given: object, what: str) -> None:
-    """
+def check_place(given: object, what: str) -> str:
+    """A path that a program has given, as text.
+
     Raises:
-        ConfigError: what a program has given as a path is none.
+        ConfigError: it is none.
     """
     if not isinstance(given, str | os.PathLike):
         raise ConfigError(f"{what} must be a path, not {type(given).__name__}")
+    return str(os.fspath(given))
 
 
 def check_utf8(path: Path) -> None:
