@@ -160,7 +160,7 @@ def test_a_kill_between_two_rows_and_a_file_that_is_none() -> None:
 
 def test_a_full_disk_is_told_apart_from_other_mistakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By the error's number: a folder may be called full."""
-    batch = collate(CONTEXTS, 0)
+    batch = collate(CONTEXTS)
     (tmp_path / "full").write_text("no folder")
     monkeypatch.setenv("PROMPTCOMP_CACHE", str(tmp_path / "full" / "cache"))
     with pytest.raises(ConfigError) as mistake:

@@ -96,7 +96,10 @@ def test_tables(tmp_path: Path) -> None:
     found = validate(TableData(train=(bad,), test=(twin,), dev_share=0))
     assert [(problem.line, problem.severity) for problem in found] == [(3, "error"), (4, "error"), (5, "warning")]
     found = validate(TableData(train=(twin,), test=(twin,), dev_share=0))
-    assert [problem.message for problem in found] == ["task 'a' is both a train and a test task"]
+    assert [problem.message for problem in found] == [
+        "task 'a' is both a train and a test task",
+        "test: 2 queries are training rows too (same input and output)",
+    ]
     found = validate(TableData(train=(twin,), test=(twin,)))
     assert "with one training task, none can be held out" in found[0].message
 

@@ -232,7 +232,7 @@ def test_lms_that_some_rivals_do_not_work_with() -> None:
 
 def test_latents_are_no_keys_and_values() -> None:
     """A cache of DeepSeek-V3 holds, where others have values, the rotary parts of keys."""
-    batch = collate([row(LONG)], 0)
+    batch = collate([row(LONG)])
     setting = Setting(lambda context: None, batch.context)
     reading = Reading(LanguageModel.from_parts(tiny_family("minicpm3")), batch.context, None)
     for rival in (Evict(score="knorm", slots=2), AttentionMatching(slots=2)):

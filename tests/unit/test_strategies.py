@@ -34,7 +34,7 @@ def config(**options: object) -> TrainerConfig:
     [
         ({"strategy": "fsdp", "precision": "16-mixed"}, "use bf16-mixed"),
         ({"strategy": "fsdp", "accelerator": "mps"}, "does not run on mps"),
-        ({"devices": 0}, "at least one device"),
+        ({"devices": 0}, "give a number from 1"),
         ({"strategy": "zero"}, "trainer|strategy"),
     ],
 )
