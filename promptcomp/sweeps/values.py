@@ -26,11 +26,15 @@ class Goal(Objective):
 
 def goals_of(config: SweepConfig) -> tuple[Goal, ...]:
     """The objectives of a sweep; they are named by their metrics, with the split in front where two have the same."""
-    metrics = [objective.metric for objective in config.objectives]
-    return tuple(
-        Goal(name=f"{each.split or 'first'}/{name}" if metrics.count(name) > 1 else name, **dict(each))
-        for name, each in zip(metrics, config.objectives, strict=True)
-    )
+    names = _names(config.objectives)
+    return tuple(Goal(name=name, **dict(each)) for name, each in zip(names, config.objectives, strict=True))
+
+
+def _names(wanted: Sequence[Objective] | Sequence[Constraint]) -> list[str]:
+    metrics = [each.metric for each in wanted]
+    return [
+        f"{each.split or 'first'}/{each.metric}" if metrics.count(each.metric) > 1 else each.metric for each in wanted
+    ]
 
 
 def objective_values(config: SweepConfig, run: Path) -> dict[str, float]:
@@ -68,11 +72,8 @@ def constraint_values(config: SweepConfig, run: Path) -> dict[str, float]:
         ConfigError: no results, or a metric that is not in them or has no value.
     """
     found: dict[str, float] = {}
-    metrics = [constraint.metric for constraint in config.constraints]
-    for constraint in config.constraints:
-        value, name = _value(read_results(run), constraint, run), constraint.metric
-        if metrics.count(name) > 1:
-            name = f"{constraint.split or 'first'}/{name}"
+    for name, constraint in zip(_names(config.constraints), config.constraints, strict=True):
+        value = _value(read_results(run), constraint, run)
         if constraint.at_most is not None:
             found[f"{name} <= {constraint.at_most:g}"] = value - constraint.at_most
         if constraint.at_least is not None:
