@@ -29,10 +29,10 @@ from promptcomp.batch import EncodedContext, EncodedQuery, collate
 from promptcomp.bench import BenchPlan, LoadPlan
 from promptcomp.bench.server_load import requests_of, run_server_bench
 from promptcomp.config import ConfigError
-from promptcomp.language_model import LanguageModel, LanguageModelConfig, generation
+from promptcomp.language_model import LanguageModel, LanguageModelConfig, generation, open_tokenizer, text_of
 from promptcomp.memory import memory_tensors
 from promptcomp.prompts.compressing import Compressor
-from promptcomp.prompts.prompt_files import AnswerSettings, load_prompt, open_lm
+from promptcomp.prompts.prompt_files import AnswerSettings, _Streamer, load_prompt, open_lm
 from promptcomp.serving import Refusal, ServeOptions
 from promptcomp.serving.app import App
 from promptcomp.serving.engine import Continuation, Engine
@@ -420,6 +420,21 @@ def test_texts_come_in_pieces_that_stay() -> None:
         whole = str(tokenizer.decode(ids))
         places = [place for stop in stops if (place := whole.find(stop)) >= 0]
         assert "".join([*pieces, text.end()]) == whole[: min(places, default=len(whole))]
+
+
+def test_texts_keep_their_spaces_whatever_the_tokenizer_would_clean() -> None:
+    tokenizer = open_tokenizer(LanguageModelConfig(path="builtin:toy_student"))
+    said = "i buy a crow , what is the price ?"
+    ids = tokenizer(said, add_special_tokens=False)["input_ids"]
+    tokenizer.clean_up_tokenization_spaces = True  # as files of transformers 4 have it
+    assert tokenizer.decode(ids) != said == text_of(tokenizer, ids)
+    text, shown = AnswerText(tokenizer), list[str]()
+    assert "".join([*map(text.add, ids), text.end()]) == said
+    streamer = _Streamer(tokenizer, shown.append)
+    for token in ids:
+        streamer.on_tokens([token])
+    streamer.end()
+    assert "".join(shown) == said
 
 
 @pytest.fixture(scope="module")
