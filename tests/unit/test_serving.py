@@ -263,11 +263,11 @@ def test_other_bodies_and_chats(client: TestClient) -> None:
 
 
 def test_what_cannot_be_served(folders: dict[str, Path]) -> None:
-    lm, here = str(folders["llama"].parent / "lm"), ServeOptions(host="\udcff", port=0)
+    lm, nowhere = str(folders["llama"].parent / "lm"), ServeOptions(host="\udcff", port=0)
     with pytest.raises(ConfigError, match=r"dtype = 'int4': Input should be 'float32'"):
-        run_server(folders["llama"], lm, here, PlainConsole(), dtype="int4", device="cpu")
+        run_server(folders["llama"], lm, ServeOptions(port=0), PlainConsole(), dtype="int4", device="cpu")
     with pytest.raises(ConfigError, match=r"cannot be listened on; give another --port, or another --host"):
-        run_server(folders["llama"], lm, here, PlainConsole(), device="cpu")
+        run_server(folders["llama"], "no LM, which is opened later", nowhere, PlainConsole(), device="cpu")
 
 
 def test_files_come_change_and_go(folders: dict[str, Path], tmp_path: Path) -> None:
@@ -444,9 +444,9 @@ def address(folders: dict[str, Path]) -> Iterator[tuple[str, int, Fork]]:
 
 
 @contextlib.contextmanager
-def own_process(registry: Path) -> Iterator[tuple[str, int, Fork]]:
+def own_process(registry: Path, *more: str) -> Iterator[tuple[str, int, Fork]]:
     """A server of its own process on the loopback: host, port, process."""
-    words = ("--lm", str(registry.parent / "lm"), "--port", "0", "--max-body", "20000")
+    words = ("--lm", str(registry.parent / "lm"), "--port", "0", "--max-body", "20000", *more)
     with Fork("promptcomp", "serve", str(registry), *words) as process:
         while not (found := re.search(r"http://(.+):(\d+)", process.printed()[1])):
             assert process.poll() is None, process.printed()
@@ -632,6 +632,33 @@ def test_sigterm_lets_answers_be_finished(folders: dict[str, Path]) -> None:
         httpx2.Client(base_url=f"http://{host}:{port}", timeout=60) as client,
     ):
         finishes_when_told_to_stop(client, process, signal.SIGTERM)
+
+
+def test_answers_that_outlast_the_grace_are_told_so(folders: dict[str, Path]) -> None:
+    body = asked("gist", max_tokens=2000, ignore_eos=True)
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+        loopback = "::1"
+    except OSError:  # a machine without IPv6
+        loopback = "127.0.0.1"
+    with (
+        own_process(folders["llama"], "--grace", "0", "--host", loopback) as (host, port, process),
+        httpx2.Client(base_url=f"http://{host}:{port}", timeout=60) as client,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        assert host in ("[::1]", "127.0.0.1")
+        whole = pool.submit(client.post, "/v1/completions", json=body)
+        with client.stream("POST", "/v1/completions", json={**body, "stream": True}) as reply:
+            lines = reply.iter_lines()
+            next(lines)
+            while client.get("/health").json()["running"] < 2:
+                pass
+            process.send_signal(signal.SIGTERM)
+            rest = [line for line in lines if line]
+        assert json.loads(rest[-1].removeprefix("data: "))["error"]["code"] == "stopping"
+        assert whole.result().status_code == 503
+        assert process.wait() == 0
+        assert "Traceback" not in process.printed()[1]
 
 
 def finishes_when_told_to_stop(client: httpx2.Client, process: Fork, how: signal.Signals) -> None:
