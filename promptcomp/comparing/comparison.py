@@ -290,8 +290,10 @@ def _paired(
             difference = samples.difference(metric, label, _FIRST)
             found[label] = percentile_interval(difference, samples.num_contexts)
             if found[label] is None and samples.num_contexts > 1:
-                alike = "all contexts differ equally from the first run, so the delta has no interval"
-                notes[label] = "; ".join([*([notes[label]] if label in notes else []), alike])
+                why = "all contexts differ equally from the first run, so the delta has no interval"
+                if not math.isfinite(difference[0]):
+                    why = f"no {metric} in this run or the first, so there is no delta"
+                notes[label] = "; ".join([*([notes[label]] if label in notes else []), why])
     return found, {label: notes[label] for label in others if label in notes}
 
 

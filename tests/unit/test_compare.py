@@ -230,3 +230,5 @@ def test_an_equal_run_has_a_delta_without_an_interval(tmp_path: Path) -> None:
     (split,) = compare(*runs, resamples=100).splits
     assert {row.delta_ci for row in split.rows} == {None}
     assert any("differ equally" in note for note in split.notes)
+    (split,) = compare(*runs, metric="exact_match", resamples=100).splits
+    assert split.notes == ["two: no exact_match in this run or the first, so there is no delta"]
