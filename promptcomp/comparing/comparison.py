@@ -356,7 +356,10 @@ def _metric_of(runs: Sequence[ComparedRun], split: str, wanted: str | None) -> M
     found = {run.label: wanted or run.results.splits[split].metric for run in runs}
     if len(set(found.values())) > 1:
         listed = ", ".join(f"{label}: {name}" for label, name in found.items())
-        raise ConfigError(f"split {split}: the runs report different metrics ({listed}); choose one, such as accuracy")
+        known = [each.results.splits[split] for each in runs]
+        both = [name for name in METRICS if all(each.estimate("method", name).value is not None for each in known)]
+        near = f"choose one that all of them have (--metric): {', '.join(both)}" if both else "they have none in common"
+        raise ConfigError(f"split {split}: the runs report different metrics ({listed}); {near}")
     if (name := next(iter(found.values()))) not in METRICS:
         raise ConfigError(f"unknown metric {name!r}; known: {', '.join(METRICS)}")
     return name
