@@ -88,8 +88,8 @@ class Body(Config):
     model_config = ConfigDict(extra="ignore", strict=True)
 
     model: str
-    prompt: str | list[str] | list[int] | None = None
-    """Completions: a text, or token ids that are read as they are."""
+    prompt: str | list[str] | list[int] | list[list[int]] | None = None
+    """Completions: a text, or token ids that are read as they are; also as the only one of a list."""
     messages: list[ChatTurn] | None = None
     """Chats."""
     max_tokens: int | None = Field(None, ge=1)

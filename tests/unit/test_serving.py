@@ -161,8 +161,10 @@ def test_the_protocol(client: TestClient, folders: dict[str, Path]) -> None:
     assert "".join(p["choices"][0]["delta"]["content"] for p in pieces) == whole["choices"][0]["text"]
     assert [id for p in pieces for id in p["choices"][0]["token_ids"]] == whole["choices"][0]["token_ids"]
     assert [p["choices"][0]["finish_reason"] for p in pieces][-1] == whole["choices"][0]["finish_reason"]
-    ids = client.post("/v1/completions", json=asked("mend", list(load_prompt_ids(folders["llama"])))).json()
-    assert ids["choices"] == whole["choices"]
+    own = list(load_prompt_ids(folders["llama"]))
+    for given in (own, [own]):
+        ids = client.post("/v1/completions", json=asked("mend", given)).json()
+        assert ids["choices"] == whole["choices"]
 
 
 def load_prompt_ids(folder: Path) -> tuple[int, ...]:
@@ -214,6 +216,8 @@ def test_stops_and_sampling(client: TestClient) -> None:
         (400, asked(None, ""), "a query is empty"),
         (400, asked("gist", ["a", "b"]), "one text"),
         (400, asked("gist", [10**6]), "token ids"),
+        (400, asked("gist", [[5], [6]]), "one text, or token ids"),
+        (400, asked("gist", [[]]), "one text, or token ids"),
         (400, asked("gist", [5] * WINDOW), "there is room for 0"),
         (400, asked("gist", max_tokens=2049), "at most 2048 tokens (serve --max-tokens)"),
         (400, {"model": "lm"}, "prompt is missing"),
