@@ -14,7 +14,7 @@ from promptcomp.chat.replies import Reply, cut_at
 from promptcomp.chat.session import Writing
 from promptcomp.config import ConfigError
 from promptcomp.datamodules.instruction.templates import turn_end
-from promptcomp.language_model import LanguageModel, LanguageModelConfig, reads_queries_in_encoder
+from promptcomp.language_model import LanguageModel, LanguageModelConfig, reads_queries_in_encoder, text_of
 from promptcomp.language_model.lm_config import place_of
 from promptcomp.language_model.loading import open_architecture, pick_device
 from promptcomp.memory import Memory
@@ -169,7 +169,7 @@ class _Rows:
                 self.ended[row] = True
                 continue
             self.tokens[row].append(token)
-            self.texts[row] = str(self._tokenizer.decode(self.tokens[row], skip_special_tokens=True))
+            self.texts[row] = text_of(self._tokenizer, self.tokens[row])
             self.ended[row] = any(end in self.texts[row] for end in self._stop)
         if all(self.ended):
             raise _AllEnded

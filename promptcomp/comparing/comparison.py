@@ -290,8 +290,10 @@ def _paired(
             difference = samples.difference(metric, label, _FIRST)
             found[label] = percentile_interval(difference, samples.num_contexts)
             if found[label] is None and samples.num_contexts > 1:
-                alike = "all contexts differ equally from the first run, so the delta has no interval"
-                notes[label] = "; ".join([*([notes[label]] if label in notes else []), alike])
+                why = "all contexts differ equally from the first run, so the delta has no interval"
+                if not math.isfinite(difference[0]):
+                    why = f"no {metric} in this run or the first, so there is no delta"
+                notes[label] = "; ".join([*([notes[label]] if label in notes else []), why])
     return found, {label: notes[label] for label in others if label in notes}
 
 
@@ -354,7 +356,10 @@ def _metric_of(runs: Sequence[ComparedRun], split: str, wanted: str | None) -> M
     found = {run.label: wanted or run.results.splits[split].metric for run in runs}
     if len(set(found.values())) > 1:
         listed = ", ".join(f"{label}: {name}" for label, name in found.items())
-        raise ConfigError(f"split {split}: the runs report different metrics ({listed}); choose one, such as accuracy")
+        known = [each.results.splits[split] for each in runs]
+        both = [name for name in METRICS if all(each.estimate("method", name).value is not None for each in known)]
+        near = f"choose one that all of them have (--metric): {', '.join(both)}" if both else "they have none in common"
+        raise ConfigError(f"split {split}: the runs report different metrics ({listed}); {near}")
     if (name := next(iter(found.values()))) not in METRICS:
         raise ConfigError(f"unknown metric {name!r}; known: {', '.join(METRICS)}")
     return name

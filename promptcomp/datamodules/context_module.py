@@ -24,6 +24,7 @@ from promptcomp.datamodules.tasks import Source
 from promptcomp.datamodules.tokens import TokenCache
 from promptcomp.evaluation.formatting import many
 from promptcomp.evaluation.predictions import ExampleInfo, MetricName
+from promptcomp.language_model import text_of
 from promptcomp.language_model.blending import Blend
 
 _LOOKED_AT = 32  # items of a split that are looked at for unknown tokens
@@ -285,7 +286,7 @@ class ContextDataModule(L.LightningDataModule):
 
     def written(self, ids: Sequence[int]) -> str:
         """The answer in generated tokens."""
-        return self.answer_of(str(self.tokenizer.decode(list(ids), skip_special_tokens=True)))
+        return self.answer_of(text_of(self.tokenizer, ids))
 
     def train_sampler(
         self,

@@ -146,7 +146,8 @@ class TextDataModule(ContextDataModule):
         found = []
         for number in range(self.config.dev_documents):
             context, rest = split_document(self._ids("dev", number), self.config.context_share)
-            texts = [str(self.tokenizer.decode(list(ids))) for ids in (context, rest)]
+            parts = (list(context), list(rest))
+            texts = [str(self.tokenizer.decode(ids, clean_up_tokenization_spaces=False)) for ids in parts]
             found.append(ExampleInfo(number, "text", "free_form", None, number, 0, (texts[1],), texts[0], texts[1]))
         return found
 

@@ -25,7 +25,7 @@ from promptcomp.distilling.self_study import KeptQuestion, different, held_out, 
 from promptcomp.distilling.teacher_answers import Interrupted, Teacher
 from promptcomp.distilling.work_folder import WorkFolder
 from promptcomp.evaluation.formatting import many
-from promptcomp.language_model import LanguageModel, LanguageModelConfig
+from promptcomp.language_model import LanguageModel, LanguageModelConfig, text_of
 from promptcomp.language_model.lm_config import place_of
 from promptcomp.language_model.loading import multiplies_bfloat16, open_architecture, pick_device, settings_hash
 from promptcomp.language_model.parts import lent
@@ -234,7 +234,7 @@ class DistillJob:
             self.text.check_window(ids, most)
             drawn: dict[str, Any] = {"temperature": options.temperature, "generator": generator}
             written = self._teacher.write(ids, reader.format.stop_ids, most, **drawn)
-            texts = [str(reader.tokenizer.decode(each, skip_special_tokens=True)) for each in written]
+            texts = [text_of(reader.tokenizer, each) for each in written]
             return [
                 Reply(text, len(request), len(answer), None, None)
                 for text, request, answer in zip(texts, ids, written, strict=True)
@@ -321,9 +321,7 @@ class DistillJob:
         self, prompt: CompressedPrompt, asked: Sequence[str], held: Sequence[TeacherAnswer]
     ) -> tuple[TwoAnswers, ...]:
         questions = list(asked[:_SHOWN])
-        whole = [
-            str(self.text.reader.tokenizer.decode(list(answer.labels), skip_special_tokens=True)) for answer in held
-        ]
+        whole = [text_of(self.text.reader.tokenizer, answer.labels) for answer in held]
         own = prompt.generate(questions, max_new_tokens=self.options.answer_tokens)
         return tuple(TwoAnswers(*each) for each in zip(questions, whole, own, strict=False))
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from promptcomp.language_model.lm_config import LanguageModelConfig
-    from promptcomp.language_model.loading import open_tokenizer, open_window, reads_queries_in_encoder
+    from promptcomp.language_model.loading import open_tokenizer, open_window, reads_queries_in_encoder, text_of
     from promptcomp.language_model.model import LanguageModel
     from promptcomp.language_model.parts import (
         Logits,
@@ -30,10 +30,11 @@ __all__ = [
     "open_tokenizer",
     "open_window",
     "reads_queries_in_encoder",
+    "text_of",
     "token_table",
 ]
 _FILES = {"LanguageModel": "model", "LanguageModelConfig": "lm_config"} | dict.fromkeys(
-    ("open_tokenizer", "open_window", "reads_queries_in_encoder"), "loading"
+    ("open_tokenizer", "open_window", "reads_queries_in_encoder", "text_of"), "loading"
 )
 
 

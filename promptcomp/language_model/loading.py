@@ -9,7 +9,7 @@ import logging
 import math
 import re
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -284,6 +284,15 @@ def reads_queries_in_encoder(config: LanguageModelConfig) -> bool:
         ConfigError: nothing can be read at the model's path, or its family is not supported.
     """
     return config.layout == "query_in_encoder" and bool(open_architecture(config).is_encoder_decoder)
+
+
+def text_of(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+    """The text of token ids, without special tokens and with the spaces that were read.
+
+    Tokenizers that transformers 4 has saved may ask for a cleaning that takes spaces away ("it 's", "7 ."): an answer
+    would then differ from the text that was learned, and from its own beginning in a stream.
+    """
+    return str(tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
 
 def adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:

@@ -231,6 +231,8 @@ class LanguageModel(nn.Module):
     def states(self, prefix: Prefix, cache: Cache | None = None) -> Tensor:
         """Final hidden states [G, P, D] at all positions of a prefix (T5: its encoder's)."""
         embeds, mask = prefix.embeds, prefix.mask
+        if not mask.shape[1]:  # contexts without a token, and no BOS
+            return embeds.new_zeros(len(embeds), 0, self.hidden_size)
         if self.pattern is None:
             return self.text_encoder()(embeds, mask)
         self._window.check_context(mask)

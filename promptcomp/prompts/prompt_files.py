@@ -19,7 +19,7 @@ from promptcomp.config import ConfigError
 from promptcomp.datamodules.context_module import PromptFormat
 from promptcomp.errors import check_fields, check_place
 from promptcomp.files import check_output
-from promptcomp.language_model import LanguageModel, LanguageModelConfig
+from promptcomp.language_model import LanguageModel, LanguageModelConfig, text_of
 from promptcomp.language_model.generation import generate_within
 from promptcomp.language_model.loading import pick_device
 from promptcomp.language_model.parts import lent
@@ -125,7 +125,7 @@ class PromptReader:
         ids = [self.query_ids(query) for query in queries]  # an empty one should show before the work
         for start in range(0, len(ids), settings.batch_size):
             for found in self._batch(memory, ids[start : start + settings.batch_size], settings, generator, on_text):
-                text = str(self.tokenizer.decode(found, skip_special_tokens=True))
+                text = text_of(self.tokenizer, found)
                 yield Answer(text.strip(), tuple(found))
 
     def _batch(
@@ -167,7 +167,7 @@ class _Streamer(TextStreamer):
     """Hands on the text of one answer in whole words."""
 
     def __init__(self, tokenizer: Any, on_text: OnText) -> None:
-        super().__init__(tokenizer, skip_special_tokens=True)
+        super().__init__(tokenizer, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         self._on_text = on_text
         self._started = False
 

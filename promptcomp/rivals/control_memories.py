@@ -52,7 +52,7 @@ class RandomSlots(Rival):
         from promptcomp.language_model import embedding_scale, token_table
         from promptcomp.memory import SoftPrompt
 
-        if (own := reading.own) is None:
+        if (own := reading.own) is None or not own.mask.shape[1]:
             return Made(None)
         table = token_table(reading.lm.hf)
         slots, width = own.mask.shape[1], table.weight.shape[1]

@@ -222,6 +222,8 @@ class TextRival(BudgetedRival):
 
     def memory(self, reading: Reading, setting: Setting) -> Made:
         """The kept tokens as a full prompt."""
+        if not reading.tokens.mask.any():
+            return Made(None)
         kept = self.keep(reading, self.budget(reading)) & reading.tokens.mask
         return Made(reading.lm.encode(tokens_of(reading.tokens, kept)))
 

@@ -33,7 +33,7 @@ from promptcomp.evaluation.summarize import summarise
 from promptcomp.evaluation.texts import Rouge
 from promptcomp.experiment import EvaluationConfig
 from promptcomp.files import write_atomic
-from promptcomp.language_model import LanguageModel
+from promptcomp.language_model import LanguageModel, text_of
 from promptcomp.language_model.generation import generate_within
 from promptcomp.lightning_modules.base import CompressionModule
 from promptcomp.memory import EncoderStates, KVCache, Memory
@@ -221,7 +221,7 @@ def _texts_of(
 
     @cache  # by identity: the queries of a context share its tensor
     def decoded(ids: Tensor) -> str:
-        return str(datamodule.tokenizer.decode(ids.tolist(), skip_special_tokens=True)).strip()
+        return text_of(datamodule.tokenizer, ids.tolist()).strip()
 
     def texts(number: int) -> tuple[str, str, str]:
         example = by_number[number]
@@ -364,7 +364,7 @@ def write_rationales(
             limits = room(module, [(memory, batch)], data.config.max_rationale_tokens)
             made = generate_within(module.lm, memory, batch, limits, stop_ids=stop_ids)
             for number, ids in zip(example_of_query(batch), made, strict=True):
-                texts[number] = str(data.tokenizer.decode(ids, skip_special_tokens=True)).strip()
+                texts[number] = text_of(data.tokenizer, ids).strip()
             on_batch(f"rationales {split}", done, len(loader))
         for number in sorted(texts):
             row = rows[number]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import time
 from collections.abc import Iterable
@@ -146,10 +147,14 @@ def evaluate(path: Path, experiment: Experiment, output: Path | None, console: C
         experiment, datamodule, module = open_trained(path, experiment)
         target = RunDirectory(output or make_new(run.path / "evaluations"))
         target.path.mkdir(parents=True, exist_ok=True)
-        write_atomic(target.config, dump(experiment))
-        write_targets(experiment, datamodule, console, trains=False)
-        write_environment(target, experiment.model_dump(mode="json"), evaluates=run.path)
-        results = _evaluate(experiment, module, datamodule, target, console, Cost())
+        try:
+            write_atomic(target.config, dump(experiment))
+            write_targets(experiment, datamodule, console, trains=False)
+            write_environment(target, experiment.model_dump(mode="json"), evaluates=run.path)
+            results = _evaluate(experiment, module, datamodule, target, console, Cost())
+        except BaseException:  # there is nothing to continue, and the same call may be given again
+            shutil.rmtree(target.path, ignore_errors=True)
+            raise
     return Outcome(target.path, results, step=0, next_steps=_after_evaluation(run.path, target.path, results))
 
 

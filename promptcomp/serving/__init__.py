@@ -17,6 +17,8 @@ from promptcomp.errors import ConfigError
 from promptcomp.files import read_text
 
 _MOST_PORTS = 65535
+STOPPING = 503, "the server is stopping", "stopping", 5
+"""The `Refusal` of what is not answered any more."""
 
 
 @dataclass(frozen=True, slots=True)

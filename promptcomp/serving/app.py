@@ -29,7 +29,7 @@ from promptcomp.language_model import LanguageModel
 from promptcomp.language_model.generation import Settings
 from promptcomp.plain import shown
 from promptcomp.prompts.prompt_files import DEFAULT_NEW_TOKENS, PromptReader, next_position
-from promptcomp.serving import Refusal, ServeOptions
+from promptcomp.serving import STOPPING, Refusal, ServeOptions
 from promptcomp.serving.engine import Continuation, Engine, Event
 from promptcomp.serving.protocol import PROMPT_FIELD, AnswerText, Body, Form, error_body, event, read_body
 from promptcomp.serving.registry import Registry, StoredPrompt
@@ -212,10 +212,13 @@ class App:
         told = request.headers.get("content-length", "")
         if told.isdecimal() and (len(told) > len(str(most)) or int(told) > most):
             raise too_large
-        async for chunk in request.stream():
-            content += chunk
-            if len(content) > most:
-                raise too_large
+        try:
+            async for chunk in request.stream():
+                content += chunk
+                if len(content) > most:
+                    raise too_large
+        except asyncio.CancelledError:  # the rest has not come, and the server ends
+            raise Refusal(*STOPPING) from None
         return content
 
     async def _prompt(self, body: Body) -> StoredPrompt | None:

@@ -22,7 +22,7 @@ from promptcomp.errors import is_out_of_memory
 from promptcomp.language_model import LanguageModel
 from promptcomp.language_model.generation import Rows, Settings, choose, start
 from promptcomp.memory import Memory
-from promptcomp.serving import Refusal
+from promptcomp.serving import STOPPING, Refusal
 
 Event = int | Literal["stop", "length"] | Exception
 """A token; why an answer has ended; or why there is none."""
@@ -73,14 +73,16 @@ class Engine:
         """Begin to work."""
         self._thread.start()
 
-    def stop(self) -> None:
+    def end(self) -> None:
         """Finish the current token and end; answers that are not finished are told so."""
         with self._changed:
             self._stopping = True
             self._changed.notify()
+
+    def stop(self) -> None:
+        """`end`, and wait for it."""
+        self.end()
         self._thread.join()
-        for each in (*self.running, *self._entering, *self.waiting):
-            each.tell(Refusal(503, "the server is stopping", "stopping", 5))
 
     @property
     def is_alive(self) -> bool:
@@ -90,12 +92,14 @@ class Engine:
     def submit(self, wanted: Continuation) -> None:
         """
         Raises:
-            Refusal: too many wait already, or it does not fit the cache even alone.
+            Refusal: too many wait already, it does not fit the cache even alone, or this is the end.
         """
         if self.positions is not None and wanted.positions > self.positions:
             said = f"prompt, query and answer take {wanted.positions} positions, the cache here has {self.positions}"
             raise Refusal(400, f"{said}; ask for fewer max_tokens", "context_length_exceeded")
         with self._changed:
+            if self._stopping:
+                raise Refusal(*STOPPING)
             if len(self.waiting) >= self._most_waiting + max(0, self.rows - len(self.running)):
                 raise Refusal(429, f"{len(self.waiting)} requests wait already; come again later", "queue_full", 1)
             self.waiting.append(wanted)
@@ -108,6 +112,8 @@ class Engine:
                 self._round()
             except Exception as error:
                 self._begin_anew(error)
+        for each in (*self.running, *self._entering, *self.waiting):
+            each.tell(Refusal(*STOPPING))
 
     def _admit(self) -> bool:
         """Take in as many of those that wait, in their order, as there is room for; False: the end."""

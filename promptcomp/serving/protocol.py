@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from promptcomp.config import Config
 from promptcomp.documents import parse_json
+from promptcomp.language_model import text_of
 from promptcomp.plain import shown
 from promptcomp.serving import Refusal
 
@@ -87,8 +88,8 @@ class Body(Config):
     model_config = ConfigDict(extra="ignore", strict=True)
 
     model: str
-    prompt: str | list[str] | list[int] | None = None
-    """Completions: a text, or token ids that are read as they are."""
+    prompt: str | list[str] | list[int] | list[list[int]] | None = None
+    """Completions: a text, or token ids that are read as they are; also as the only one of a list."""
     messages: list[ChatTurn] | None = None
     """Chats."""
     max_tokens: int | None = Field(None, ge=1)
@@ -181,7 +182,7 @@ class AnswerText:
         return self._give(len(self._text))
 
     def _decode(self, first: int, last: int) -> str:
-        return str(self._tokenizer.decode(self.ids[first:last], skip_special_tokens=True))
+        return text_of(self._tokenizer, self.ids[first:last])
 
     def _take(self, piece: str) -> None:
         begin = max(0, len(self._text) - max(map(len, self._stops), default=0))

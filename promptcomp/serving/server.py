@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import signal
 import socket
@@ -21,6 +22,24 @@ from promptcomp.prompts.prompt_files import lm_at, place_of_lm
 from promptcomp.serving import ServeOptions
 from promptcomp.serving.app import App
 from promptcomp.serving.registry import Registry, header, names
+
+_LAST = 5
+"""Seconds in which clients can take in that there will be no answer."""
+
+
+class _Server(uvicorn.Server):
+    """A server whose answers end by themselves when they have had `grace` seconds, each with a word to its client."""
+
+    def __init__(self, app: App, options: ServeOptions) -> None:
+        self._engine, self._grace = app.engine, options.grace
+        last = options.grace + _LAST
+        super().__init__(uvicorn.Config(app.asgi, log_level="warning", timeout_graceful_shutdown=last))
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """See uvicorn."""
+        ending = asyncio.get_running_loop().call_later(self._grace, self._engine.end)
+        await super().shutdown(sockets)
+        ending.cancel()
 
 
 def open_served(folder: Path, lm: str | None, dtype: str | None, device: str) -> tuple[LanguageModel, str]:
@@ -74,23 +93,16 @@ def run_server(
         ConfigError: see `open_served`; or nobody can listen there.
     """
     key = options.api_key()
+    _listening(options).close()  # to open the LM takes longer
     opened, found = open_served(folder, lm, dtype, device)
     app = App(opened, name or found, Registry(folder, opened, name or found), options, key)
-    settings = uvicorn.Config(
-        app.asgi, host=options.host, port=options.port, log_level="warning", timeout_graceful_shutdown=options.grace
-    )
-    try:
-        family, *_, address = socket.getaddrinfo(options.host, options.port, type=socket.SOCK_STREAM)[0]
-        both = family == socket.AF_INET6 and socket.has_dualstack_ipv6()  # "::" answers IPv4, too
-        listening = socket.create_server(address[:2], family=family, dualstack_ipv6=both)
-    except (OSError, TypeError, ValueError):  # the last two: a host that is no name
-        where = f"{options.host}:{options.port}"
-        raise ConfigError(f"{where} cannot be listened on; give another --port, or another --host") from None
+    listening = _listening(options)
     infos = app.registry.infos()
     for reason in (info for info in infos.values() if isinstance(info, str)):
         say(console, f"not served: {reason}")
     good = [prompt for prompt, info in infos.items() if not isinstance(info, str)]
-    url = f"http://{options.host}:{listening.getsockname()[1]}/v1"
+    host = f"[{options.host}]" if ":" in options.host else options.host
+    url = f"http://{host}:{listening.getsockname()[1]}/v1"
     say(console, f"{app.name} with {many(len(good), 'prompt')} of {folder}: {url}")
     if as_json:
         print(json.dumps({"url": url, "model": app.name, "prompts": good}), flush=True)
@@ -98,4 +110,18 @@ def run_server(
         say(console, f"no API key: whoever reaches {options.host} is answered; set {options.api_key_env}")
     for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn finishes first, and then repeats it
         signal.signal(number, lambda number, frame: sys.exit(0))
-    uvicorn.Server(settings).run([listening])
+    _Server(app, options).run([listening])
+
+
+def _listening(options: ServeOptions) -> socket.socket:
+    """
+    Raises:
+        ConfigError: nobody can listen there.
+    """
+    try:
+        family, *_, address = socket.getaddrinfo(options.host, options.port, type=socket.SOCK_STREAM)[0]
+        both = family == socket.AF_INET6 and socket.has_dualstack_ipv6()  # "::" answers IPv4, too
+        return socket.create_server(address[:2], family=family, dualstack_ipv6=both)
+    except (OSError, TypeError, ValueError):  # the last two: a host that is no name
+        where = f"{options.host}:{options.port}"
+        raise ConfigError(f"{where} cannot be listened on; give another --port, or another --host") from None

@@ -33,7 +33,7 @@ from promptcomp.datamodules.instruction.instruction_config import InstructionCol
 from promptcomp.datamodules.sources.instruction_sources import RowsInMemory
 from promptcomp.memory import KVCache
 from promptcomp.sweeps import running, study
-from tests.prompt_runs import DATA, save_lm
+from tests.prompt_runs import DATA, save_lm, save_run
 from tests.sweep_states import one_dimension
 
 LM = str(resources.files("promptcomp") / "assets" / "toy_instructions")
@@ -107,6 +107,18 @@ def test_training_in_half_precision_changes_no_weight_that_is_measured(tmp_path:
     again = promptcomp.evaluate(run)
     assert run.results.splits["test"].rows == again.results.splits["test"].rows
     assert run.results.size == again.results.size
+
+
+def test_an_evaluation_that_fails_leaves_no_folder(tmp_path: Path) -> None:
+    run, output = save_run(tmp_path / "run", save_lm(tmp_path / "lm", "gpt2"), {"name": "no_prompt"}), tmp_path / "new"
+    wanted = {"data__num_demonstrations": 0, "evaluation__rivals": [{"name": "shuffled"}]}
+    for place in (output, None):
+        with pytest.raises(ConfigError, match="shuffled needs two different contexts"):
+            promptcomp.evaluate(run, output=place, **wanted)
+    assert not output.exists()
+    assert not any((run / "evaluations").iterdir())
+    quick = {"evaluation__measure_cost": False, "evaluation__bootstrap_resamples": 100}
+    assert promptcomp.evaluate(run, output=output, **quick).results.splits
 
 
 def test_trained_tensors_compress_as_their_run_does(folder: Path) -> None:

@@ -225,8 +225,21 @@ def test_retained_of_different_bounds_is_shown_with_a_note(tmp_path: Path) -> No
     assert {row["bounds"] for row in tree["splits"][0]["rows"]} == {"trained", "untrained"}
 
 
+def test_a_metric_that_all_runs_have_is_offered(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / name, 0.7) for name in ("one", "two")]
+    tree = json.loads((runs[1] / "results.json").read_text())
+    tree["splits"]["test"]["metric"] = "loss"
+    for metric in ("accuracy", "task_accuracy"):
+        del tree["splits"]["test"]["rows"]["method"][metric]
+    (runs[1] / "results.json").write_text(json.dumps(tree))
+    with pytest.raises(ConfigError, match=r"one: accuracy, two: loss\); choose one that all .*: macro_f1, .*loss$"):
+        compare(*runs)
+
+
 def test_an_equal_run_has_a_delta_without_an_interval(tmp_path: Path) -> None:
     runs = [make_run(tmp_path / name, 0.7) for name in ("one", "two")]
     (split,) = compare(*runs, resamples=100).splits
     assert {row.delta_ci for row in split.rows} == {None}
     assert any("differ equally" in note for note in split.notes)
+    (split,) = compare(*runs, metric="exact_match", resamples=100).splits
+    assert split.notes == ["two: no exact_match in this run or the first, so there is no delta"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -105,6 +106,21 @@ def test_evaluation_has_the_label_task() -> None:
     assert _module(scored_splits="none").examples("dev")[0].kind == "free_form"
     with pytest.raises(ConfigError, match="pmi"):
         module.null_dataloader("test")
+
+
+def test_a_student_of_rationales_alone_is_held_against_rationales() -> None:
+    module = _module(targets="rationale", scored_splits="all")
+    rows, examples = module.rows("test"), module.examples("test")
+    assert [each.output for each in examples] == [row.llm_rationale for row in rows]
+    batch = next(iter(module.eval_dataloader("test")))
+    assert set(batch.role.tolist()) == {RATIONALE}
+    number = int(batch.example[0])
+    assert module.tokenizer.decode(batch.target_ids[0][batch.target_mask[0]]) == f"{examples[number].output} <eos>"
+    assert module.prompt_format().query == "{input} explain:"
+    known = module.source.rows("test")
+    module.source.rows = lambda split: [replace(known[0], llm_rationale=" "), *known[1:]]  # type: ignore[method-assign]
+    module._rows.clear()
+    assert module.rows("test") == [*known[1:]]
 
 
 def test_teacher_labels_are_for_training_only() -> None:

@@ -273,12 +273,12 @@ def test_controls_know_nothing_of_the_context() -> None:
     assert RandomSlots().memory(Reading(lm, batch.context, None), setting).memory is None
 
 
-def toy(method: dict[str, Any], rivals: list[dict[str, Any]]) -> Any:
+def toy(method: dict[str, Any], rivals: list[dict[str, Any]], demonstrations: int = 16, bos: bool = True) -> Any:
     world = {"num_train_tasks": 8, "num_test_tasks": 24, "num_dev_tasks": 2, "num_queries": 8}
     tree = {
         "method": method,
-        "data": {"name": "toy_icl", "num_demonstrations": 16, "metric": "accuracy", "world": world},
-        "lm": {"path": "builtin:toy_decoder", "bos": True},
+        "data": {"name": "toy_icl", "num_demonstrations": demonstrations, "metric": "accuracy", "world": world},
+        "lm": {"path": "builtin:toy_decoder", "bos": bos},
         "evaluation": {"rivals": rivals, "bootstrap_resamples": 100},
     }
     experiment = build(Experiment, tree)
@@ -327,6 +327,16 @@ def test_rows_of_rivals_and_what_controls_score() -> None:
     assert near["method"] == near["full_prompt"] == (0.0, 1.0)
     assert 0 < near[rows[1]][0] < near["no_prompt"][0]
     assert 1 > near[rows[1]][1] > near["no_prompt"][1]
+
+
+@pytest.mark.parametrize("bos", [True, False])
+def test_contexts_without_a_demonstration(bos: bool) -> None:
+    """Mean pooling has no span, rivals have nothing to keep; all of them are the LM without a context."""
+    asked = [{"name": name} for name in ("truncate", "fewer_demonstrations", "drop_tokens", "evict", "random")]
+    result = toy({"name": "pool", "num_slots": 3}, asked, demonstrations=0, bos=bos).result
+    assert result.rows["method"]["loss"].value == pytest.approx(result.rows["no_prompt"]["loss"].value)
+    assert len(result.rivals) == 5
+    assert all(each.missing for each in result.rivals.values())
 
 
 def test_rivals_of_instructions() -> None:

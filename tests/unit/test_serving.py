@@ -29,10 +29,10 @@ from promptcomp.batch import EncodedContext, EncodedQuery, collate
 from promptcomp.bench import BenchPlan, LoadPlan
 from promptcomp.bench.server_load import requests_of, run_server_bench
 from promptcomp.config import ConfigError
-from promptcomp.language_model import LanguageModel, LanguageModelConfig, generation
+from promptcomp.language_model import LanguageModel, LanguageModelConfig, generation, open_tokenizer, text_of
 from promptcomp.memory import memory_tensors
 from promptcomp.prompts.compressing import Compressor
-from promptcomp.prompts.prompt_files import AnswerSettings, load_prompt, open_lm
+from promptcomp.prompts.prompt_files import AnswerSettings, _Streamer, load_prompt, open_lm
 from promptcomp.serving import Refusal, ServeOptions
 from promptcomp.serving.app import App
 from promptcomp.serving.engine import Continuation, Engine
@@ -161,8 +161,10 @@ def test_the_protocol(client: TestClient, folders: dict[str, Path]) -> None:
     assert "".join(p["choices"][0]["delta"]["content"] for p in pieces) == whole["choices"][0]["text"]
     assert [id for p in pieces for id in p["choices"][0]["token_ids"]] == whole["choices"][0]["token_ids"]
     assert [p["choices"][0]["finish_reason"] for p in pieces][-1] == whole["choices"][0]["finish_reason"]
-    ids = client.post("/v1/completions", json=asked("mend", list(load_prompt_ids(folders["llama"])))).json()
-    assert ids["choices"] == whole["choices"]
+    own = list(load_prompt_ids(folders["llama"]))
+    for given in (own, [own]):
+        ids = client.post("/v1/completions", json=asked("mend", given)).json()
+        assert ids["choices"] == whole["choices"]
 
 
 def load_prompt_ids(folder: Path) -> tuple[int, ...]:
@@ -214,6 +216,8 @@ def test_stops_and_sampling(client: TestClient) -> None:
         (400, asked(None, ""), "a query is empty"),
         (400, asked("gist", ["a", "b"]), "one text"),
         (400, asked("gist", [10**6]), "token ids"),
+        (400, asked("gist", [[5], [6]]), "one text, or token ids"),
+        (400, asked("gist", [[]]), "one text, or token ids"),
         (400, asked("gist", [5] * WINDOW), "there is room for 0"),
         (400, asked("gist", max_tokens=2049), "at most 2048 tokens (serve --max-tokens)"),
         (400, {"model": "lm"}, "prompt is missing"),
@@ -263,11 +267,11 @@ def test_other_bodies_and_chats(client: TestClient) -> None:
 
 
 def test_what_cannot_be_served(folders: dict[str, Path]) -> None:
-    lm, here = str(folders["llama"].parent / "lm"), ServeOptions(host="\udcff", port=0)
+    lm, nowhere = str(folders["llama"].parent / "lm"), ServeOptions(host="\udcff", port=0)
     with pytest.raises(ConfigError, match=r"dtype = 'int4': Input should be 'float32'"):
-        run_server(folders["llama"], lm, here, PlainConsole(), dtype="int4", device="cpu")
+        run_server(folders["llama"], lm, ServeOptions(port=0), PlainConsole(), dtype="int4", device="cpu")
     with pytest.raises(ConfigError, match=r"cannot be listened on; give another --port, or another --host"):
-        run_server(folders["llama"], lm, here, PlainConsole(), device="cpu")
+        run_server(folders["llama"], "no LM, which is opened later", nowhere, PlainConsole(), device="cpu")
 
 
 def test_files_come_change_and_go(folders: dict[str, Path], tmp_path: Path) -> None:
@@ -422,6 +426,21 @@ def test_texts_come_in_pieces_that_stay() -> None:
         assert "".join([*pieces, text.end()]) == whole[: min(places, default=len(whole))]
 
 
+def test_texts_keep_their_spaces_whatever_the_tokenizer_would_clean() -> None:
+    tokenizer = open_tokenizer(LanguageModelConfig(path="builtin:toy_student"))
+    said = "i buy a crow , what is the price ?"
+    ids = tokenizer(said, add_special_tokens=False)["input_ids"]
+    tokenizer.clean_up_tokenization_spaces = True  # as files of transformers 4 have it
+    assert tokenizer.decode(ids) != said == text_of(tokenizer, ids)
+    text, shown = AnswerText(tokenizer), list[str]()
+    assert "".join([*map(text.add, ids), text.end()]) == said
+    streamer = _Streamer(tokenizer, shown.append)
+    for token in ids:
+        streamer.on_tokens([token])
+    streamer.end()
+    assert "".join(shown) == said
+
+
 @pytest.fixture(scope="module")
 def address(folders: dict[str, Path]) -> Iterator[tuple[str, int, Fork]]:
     with own_process(folders["llama"]) as served:
@@ -429,9 +448,9 @@ def address(folders: dict[str, Path]) -> Iterator[tuple[str, int, Fork]]:
 
 
 @contextlib.contextmanager
-def own_process(registry: Path) -> Iterator[tuple[str, int, Fork]]:
+def own_process(registry: Path, *more: str) -> Iterator[tuple[str, int, Fork]]:
     """A server of its own process on the loopback: host, port, process."""
-    words = ("--lm", str(registry.parent / "lm"), "--port", "0", "--max-body", "20000")
+    words = ("--lm", str(registry.parent / "lm"), "--port", "0", "--max-body", "20000", *more)
     with Fork("promptcomp", "serve", str(registry), *words) as process:
         while not (found := re.search(r"http://(.+):(\d+)", process.printed()[1])):
             assert process.poll() is None, process.printed()
@@ -617,6 +636,33 @@ def test_sigterm_lets_answers_be_finished(folders: dict[str, Path]) -> None:
         httpx2.Client(base_url=f"http://{host}:{port}", timeout=60) as client,
     ):
         finishes_when_told_to_stop(client, process, signal.SIGTERM)
+
+
+def test_answers_that_outlast_the_grace_are_told_so(folders: dict[str, Path]) -> None:
+    body = asked("gist", max_tokens=2000, ignore_eos=True)
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+        loopback = "::1"
+    except OSError:  # a machine without IPv6
+        loopback = "127.0.0.1"
+    with (
+        own_process(folders["llama"], "--grace", "0", "--host", loopback) as (host, port, process),
+        httpx2.Client(base_url=f"http://{host}:{port}", timeout=60) as client,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        assert host in ("[::1]", "127.0.0.1")
+        whole = pool.submit(client.post, "/v1/completions", json=body)
+        with client.stream("POST", "/v1/completions", json={**body, "stream": True}) as reply:
+            lines = reply.iter_lines()
+            next(lines)
+            while client.get("/health").json()["running"] < 2:
+                pass
+            process.send_signal(signal.SIGTERM)
+            rest = [line for line in lines if line]
+        assert json.loads(rest[-1].removeprefix("data: "))["error"]["code"] == "stopping"
+        assert whole.result().status_code == 503
+        assert process.wait() == 0
+        assert "Traceback" not in process.printed()[1]
 
 
 def finishes_when_told_to_stop(client: httpx2.Client, process: Fork, how: signal.Signals) -> None:

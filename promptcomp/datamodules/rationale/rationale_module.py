@@ -137,9 +137,12 @@ class RationaleDataModule(ContextDataModule):
         if split not in self._rows:
             is_dev = split == "dev"
             rows = self._parts[1] if is_dev else self.source.rows(split)
+            if self.config.targets == "rationale":  # one that nobody gave is no right answer
+                rows = [row for row in rows if row.llm_rationale.strip()]
             found = rows[: self.config.max_dev_rows if is_dev else self.config.max_eval_rows]
             if not len(found):
-                raise ConfigError(f"the {split} split has no rows")
+                what = " with a rationale" if self.config.targets == "rationale" else ""
+                raise ConfigError(f"the {split} split has no rows{what}")
             self._rows[split] = found
         return self._rows[split]
 
@@ -153,14 +156,15 @@ class RationaleDataModule(ContextDataModule):
         return options if len(options) > 1 and row.label in options else ()
 
     def examples(self, split: str) -> Sequence[ExampleInfo]:
-        """The rows of an evaluation split as examples with the data set's own labels.
+        """The rows of an evaluation split as examples with the data set's own labels, or their rationales.
 
         Raises:
             ConfigError: the split is unknown or empty.
         """
         found = []
         for number, row in enumerate(self.rows(split)):
-            options, label = self.options(split, row), row.label
+            options = self.options(split, row)
+            label = row.llm_rationale if self.config.targets == "rationale" else row.label
             kind: TaskKind = "multi_choice" if options else "free_form"
             gold, shown = (options.index(label), options) if options else (0, (label,))
             found.append(ExampleInfo(number, self.data_name, kind, None, number, gold, shown, row.input, label))
@@ -204,8 +208,9 @@ class RationaleDataModule(ContextDataModule):
     # ---- text from outside
 
     def prompt_format(self) -> PromptFormat:
-        """An input with the marker of the label task; an answer ends with the end-of-sequence token."""
-        marker, end = self.config.label_marker, self.writer.input_end
+        """An input with the marker of what is asked; an answer ends with the end-of-sequence token."""
+        config, end = self.config, self.writer.input_end
+        marker = config.rationale_marker if config.targets == "rationale" else config.label_marker
         query = {"prefix": f"{marker} {{input}}{end}", "suffix": f"{{input}}{end} {marker}", "none": f"{{input}}{end}"}
-        text = query[self.config.markers]
+        text = query[config.markers]
         return PromptFormat(text, text.replace("{input}", ""), self.end_ids)

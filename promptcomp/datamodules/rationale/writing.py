@@ -20,6 +20,7 @@ from promptcomp.datamodules.sections import Reader
 from promptcomp.datamodules.sources.rationale_records import SEGMENT
 from promptcomp.datamodules.tasks import RationaleRow
 from promptcomp.datamodules.tokens import TokenCache
+from promptcomp.language_model import text_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +65,7 @@ class Writer:
     def _check_separator(self) -> None:
         separator = self.config.separator
         ids = list(self.cache(f"a {separator} a"))
-        if separator not in self._tokenizer.decode(ids):
+        if separator not in text_of(self._tokenizer, ids):
             raise ConfigError(
                 f"data.separator = {separator!r}: the LM's tokenizer does not keep it, so a label could not be cut out "
                 "of an answer; choose other characters"
