@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from promptcomp.config import ConfigError
 from promptcomp.documents import YAML_LIMIT
@@ -53,6 +54,8 @@ class SweepState:
     """Workers with a live lease."""
     stopped_by: str | None = None
     """The budget that ended the sweep early."""
+    base: Mapping[str, Any] | None = None
+    """Its experiment with `set` as it was when the sweep was begun; None: it was not."""
 
 
 _MAX_STEPS = re.compile(r"^trainer:\n(?:  .*\n)*?  max_steps: (\d{1,18})$", re.MULTILINE)

@@ -8,12 +8,14 @@ from pathlib import Path
 import optuna
 import pytest
 
-from promptcomp.config import ConfigError
+from promptcomp.config import ConfigError, read_yaml
+from promptcomp.documents import parse_yaml
 from promptcomp.errors import Exit
 from promptcomp.run import configured
 from promptcomp.run.configured import identity
 from promptcomp.sweeps.attempts import Attempts
 from promptcomp.sweeps.preview import make_plan
+from promptcomp.sweeps.space import best_yaml
 from promptcomp.sweeps.study import begin, read_state
 from promptcomp.sweeps.sweep_directory import SweepDirectory
 from promptcomp.sweeps.values import objective_values
@@ -122,6 +124,36 @@ def test_data_that_other_points_read_may_not_change_either(tmp_path: Path) -> No
     tables[1].write_text("input,output\na,c\n")
     with pytest.raises(ConfigError, match=r"two\.csv is not what it was when the sweep in .* started"):
         begin(config, directory, None, 1)
+
+
+def test_what_is_edited_while_a_sweep_runs_is_not_mixed(tmp_path: Path) -> None:
+    """An experiment's file is read at the start alone, also for controls and the best point; data may not change."""
+    (table := tmp_path / "rows.csv").write_text("input,output\na,b\n")
+    own, text = (
+        tmp_path / "own.yaml",
+        f"method: {{name: gist}}\nlm: {{path: x}}\ndata: {{name: instructions, files: {{train: {table}}}}}\n",
+    )
+    own.write_text(text)
+    directory = SweepDirectory(tmp_path / "s")
+    config = sweep_config(experiment=str(own), controls=True)
+    begin(config, directory, None, 1).close()
+    own.write_text(f"{text}optim: {{lr: 0.5}}\n")
+    assert work(directory, command=FAKE) == 0
+    state = read_state(directory)
+    assert statuses(state) == {"finished": 2}
+    assert [control.status for control in state.controls] == ["finished"] * 2
+    before = {read_yaml(each.run / "config.yaml")["optim"]["lr"] for each in (*state.trials, *state.controls)}
+    assert len(before) == 1
+    assert before == {parse_yaml(best_yaml(config, best_cell(state).params, base=state.base))["optim"]["lr"]}
+    with pytest.raises(ConfigError, match=r"was started with optim\.lr"):
+        make_plan(config, directory, 1, False)
+    own.write_text(text)
+    begin(sweep_config(experiment=str(own), controls=True, seeds=2), directory, None, 1).close()
+    table.write_text("input,output\na,c\n")
+    assert work(directory, command=FAKE) == 0
+    state = read_state(directory)
+    assert statuses(state) == {"finished": 2, "failed": 2}
+    assert all("rows.csv is not what it was" in (each.problem or "") for each in state.trials if each.seed == 1)
 
 
 def test_what_may_change(tmp_path: Path) -> None:
