@@ -107,8 +107,9 @@ def _config(directory: SweepDirectory) -> Iterator[Finding]:
         return
     except ConfigError as error:
         problem = first_line(error)
-    storage = open_storage(directory, address_of(directory, None))
-    copy = Attempts(storage, study_name(directory)).attribute("config")
+    storage, name = open_storage(directory, address_of(directory, None)), study_name(directory)
+    is_begun = name in {study.study_name for study in storage.get_all_studies()}  # else killed, or full, at its start
+    copy = Attempts(storage, name).attribute("config") if is_begun else None
     close_storage(storage)
 
     def restore() -> None:
@@ -119,7 +120,7 @@ def _config(directory: SweepDirectory) -> Iterator[Finding]:
     if isinstance(copy, dict):
         yield Finding(f"sweep.yaml: {problem}; the storage has a copy", restore)
     else:
-        advice = "the storage has no copy; write it again or start another sweep"
+        advice = "the storage has no copy; give the command that started the sweep again"
         yield Finding(f"sweep.yaml: {problem}", None, advice)
 
 

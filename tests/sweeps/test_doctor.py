@@ -144,6 +144,34 @@ def test_a_directory_may_be_renamed(sweep: SweepDirectory) -> None:
     moved = SweepDirectory(sweep.path.rename(sweep.path.with_name("another-name")))
     assert examine(moved) == []
     assert statuses(read_state(moved)) == {"finished": 2}
+def test_a_sweep_that_was_killed_at_its_start(tmp_path: Path) -> None:
+    """Its message names the doctor, who knows what to do."""
+    directory = SweepDirectory(tmp_path)
+    directory.journal.touch()
+    with pytest.raises(ConfigError, match=r"no sweep\.yaml; `promptcomp sweep doctor .* --repair`"):
+        read_state(directory)
+    found = examine(directory, repair=True)
+    assert [(each.repaired, each.advice) for each in found] == [
+        (False, "the storage has no copy; give the command that started the sweep again")
+    ]
+    assert_exactly_once(run(sweep_config(), tmp_path), 2)
+
+
+def test_a_full_disk_is_said_as_one(sweep: SweepDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The lock of the journal is a link, and the message names its place and not what it says."""
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "what the link says")
+
+    monkeypatch.setattr("promptcomp.sweeps.storage.os.symlink", full)
+    with pytest.raises(OSError, match=r"No space left on device: '.*journal\.log\.lock'"):
+        begin(sweep_config(seeds=2), sweep, None, 1)
+    assert [each.what for each in examine(sweep)] == [f"{sweep.path} cannot be written to (No space left on device)"]
+    monkeypatch.setattr("promptcomp.sweeps.views.html_report._pictures", full)
+    with pytest.raises(NoSpace, match="report: cannot be written"):
+        write_report(read_state(sweep))
+
+
 
 
 def test_no_sweep(tmp_path: Path) -> None:
