@@ -16,7 +16,7 @@ import optuna
 from optuna.storages import JournalStorage
 
 from promptcomp.config import ConfigError, build, dump, read_yaml
-from promptcomp.errors import first_line
+from promptcomp.errors import first_line, is_full
 from promptcomp.files import write_atomic
 from promptcomp.lease import disk_time, is_live
 from promptcomp.sweeps.attempts import Attempts
@@ -192,7 +192,7 @@ def _disk(directory: SweepDirectory) -> Iterator[Finding]:
         with tempfile.TemporaryDirectory(prefix=".probe-", dir=directory.path) as folder:
             problem = _probe(Path(folder) / "journal.log")
     except OSError as error:
-        yield Finding(f"{directory.path} cannot be written to ({error.strerror})", None, "free space or rights")
+        yield Finding(f"{directory.path} cannot be written to ({error.strerror})", None, "free space, or get rights")
         return
     if problem:
         yield Finding(f"the disk of {directory.path} cannot hold a journal: {problem}", None, advice)
@@ -209,6 +209,8 @@ def _probe(path: Path) -> str | None:
             list(pool.map(write, "ab"))
         lines = list(journal_at(path).read_logs(0))
     except (OSError, ValueError) as error:
+        if is_full(error):
+            raise
         return f"a symbolic link as a lock, or a line behind others, fails ({first_line(error)})"
     expected = [{name: number} for name in "ab" for number in range(_PROBE_LINES)]
     there = sum(line in lines for line in expected)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -9,10 +11,12 @@ from pathlib import Path
 import pytest
 
 from promptcomp.config import ConfigError
+from promptcomp.errors import NoSpace
 from promptcomp.lease import Keeper, lease_of, read_lease, write_lease
 from promptcomp.sweeps.repair import examine
 from promptcomp.sweeps.study import begin, open_sweep, read_state
 from promptcomp.sweeps.sweep_directory import SweepDirectory
+from promptcomp.sweeps.views.html_report import write_report
 from promptcomp.sweeps.worker import work
 from tests.sweeps.helpers import assert_exactly_once, run, statuses, sweep_config
 
@@ -140,10 +144,6 @@ def test_a_hopeless_journal_is_begun_anew(sweep: SweepDirectory) -> None:
     assert examine(sweep) == []
 
 
-def test_a_directory_may_be_renamed(sweep: SweepDirectory) -> None:
-    moved = SweepDirectory(sweep.path.rename(sweep.path.with_name("another-name")))
-    assert examine(moved) == []
-    assert statuses(read_state(moved)) == {"finished": 2}
 def test_a_sweep_that_was_killed_at_its_start(tmp_path: Path) -> None:
     """Its message names the doctor, who knows what to do."""
     directory = SweepDirectory(tmp_path)
@@ -172,6 +172,10 @@ def test_a_full_disk_is_said_as_one(sweep: SweepDirectory, monkeypatch: pytest.M
         write_report(read_state(sweep))
 
 
+def test_a_directory_may_be_renamed(sweep: SweepDirectory) -> None:
+    moved = SweepDirectory(sweep.path.rename(sweep.path.with_name("another-name")))
+    assert examine(moved) == []
+    assert statuses(read_state(moved)) == {"finished": 2}
 
 
 def test_no_sweep(tmp_path: Path) -> None:
