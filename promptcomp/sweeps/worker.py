@@ -16,7 +16,7 @@ from pathlib import Path
 import optuna
 
 from promptcomp.config import ConfigError
-from promptcomp.errors import Exit
+from promptcomp.errors import Exit, is_full
 from promptcomp.files import locked, write_atomic
 from promptcomp.lease import Keeper
 from promptcomp.run.configured import files_of, find
@@ -131,8 +131,10 @@ class Worker:
                 claim = patiently(self._claim, say, self.stop.is_set, _DATABASE_WAIT)
             except InterruptedError:
                 break
-            except (OSError, ConfigError):  # the last bytes may have gone since we looked
-                if self._is_disk_full():
+            except (OSError, ConfigError) as error:  # the last bytes may have gone since we looked, or a user's share
+                if is_full(error):
+                    reason = getattr(error, "strerror", None) or error
+                    say(f"{reason}: no further trial is started; free space and start again")
                     return Exit.NO_SPACE
                 raise
             if claim is None:

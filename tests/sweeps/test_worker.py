@@ -2,27 +2,36 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from datetime import UTC, datetime
 from pathlib import Path
 
 import optuna
 import pytest
+from rich.console import Console
 
 from promptcomp.config import ConfigError, read_yaml
 from promptcomp.documents import parse_yaml
-from promptcomp.errors import Exit
+from promptcomp.errors import Exit, NoSpace
+from promptcomp.lease import Keeper
 from promptcomp.run import configured
 from promptcomp.run.configured import identity
+from promptcomp.stopping import Stop
 from promptcomp.sweeps.attempts import Attempts
+from promptcomp.sweeps.outcomes import report
+from promptcomp.sweeps.planning import Trial
 from promptcomp.sweeps.preview import make_plan
-from promptcomp.sweeps.space import best_yaml
-from promptcomp.sweeps.study import begin, read_state
+from promptcomp.sweeps.running import run_sweep
+from promptcomp.sweeps.space import best_yaml, point_id
+from promptcomp.sweeps.study import begin, open_sweep, read_state
 from promptcomp.sweeps.sweep_directory import SweepDirectory
 from promptcomp.sweeps.values import objective_values
 from promptcomp.sweeps.views.numbers import Progress
 from promptcomp.sweeps.views.points import best_cell
-from promptcomp.sweeps.worker import work
+from promptcomp.sweeps.worker import Claim, Worker, work
 from tests.sweep_states import write_results
+from tests.sweeps.fleet import fork_worker
 from tests.sweeps.helpers import FAKE, assert_exactly_once, run, starts, statuses, sweep_config
 
 
@@ -426,6 +435,18 @@ def test_hopeless_trials_are_pruned(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             ),
         )
         assert {trial.state.name for trial in study.trials} <= {"COMPLETE", "PRUNED"}
+
+
+def test_a_user_without_space_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disk may have room; the command ends with the code that docs/sweeps.md gives."""
+    directory = SweepDirectory(tmp_path / "s")
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT), "journal.log")
+
+    monkeypatch.setattr(Attempts, "begin", full)
+    with pytest.raises(NoSpace):
+        run_sweep(sweep_config(), directory, console=Console(quiet=True), start=fork_worker)
 
 
 def test_storage_addresses(tmp_path: Path) -> None:
