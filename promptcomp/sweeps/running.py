@@ -196,8 +196,9 @@ def run_sweep(
         start: begins a worker.
 
     Returns:
-        Whether it has come to its end: every trial is finished, pruned or failed for good, or a budget is used up.
-        False: a signal has come; trials that ran have saved their state, the same call continues them.
+        Whether it has come to its end: every trial is finished, pruned or failed for good (or runs on a machine that
+        shares the database alone), or a budget is used up. False: a signal has come; trials that ran have saved their
+        state, the same call continues them.
 
     Raises:
         ConfigError: a change that finished trials forbid; too few devices; an unusable storage.

@@ -449,6 +449,18 @@ def test_a_user_without_space_left(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         run_sweep(sweep_config(), directory, console=Console(quiet=True), start=fork_worker)
 
 
+def test_what_is_left_may_run_elsewhere(tmp_path: Path) -> None:
+    """On a machine that shares a database and no disk: that is no reason to say "stopped"."""
+    places = [SweepDirectory(tmp_path / name / "s") for name in ("here", "there")]
+    address = f"sqlite:///{tmp_path}/sweep.db"
+    there = begin(sweep_config(), places[1], address, 1)
+    params = {"method.num_slots": 4}
+    there.trials.begin(Trial(point=point_id(params), params=params), {}, cell="there", place=there.place)
+    there.close()
+    assert run_sweep(sweep_config(), places[0], storage=address, console=Console(quiet=True), start=fork_worker)
+    assert statuses(read_state(places[0])) == {"finished": 1, "running": 1}
+
+
 def test_storage_addresses(tmp_path: Path) -> None:
     directory = SweepDirectory(tmp_path / "s")
     with pytest.raises(ConfigError, match="SQLite cannot hand out trials to several workers"):
