@@ -318,7 +318,7 @@ class Worker:
         sweep, config = self.sweep, self.sweep.config
         try:
             metric, found = report(sweep, claim.trial, claim.cell.run)
-            if metric is None or len(found) == claim.seen or max(found) < config.pruning.warmup_steps:
+            if metric is None or not found or len(found) == claim.seen or max(found) < config.pruning.warmup_steps:
                 return False
             claim.seen = len(found)
             trainer = claim.cell.experiment.trainer

@@ -461,6 +461,22 @@ def test_what_is_left_may_run_elsewhere(tmp_path: Path) -> None:
     assert statuses(read_state(places[0])) == {"finished": 1, "running": 1}
 
 
+def test_a_pruned_trial_that_begins_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it had told before its first checkpoint is gone when the pruner looks again."""
+    config = sweep_config(pruning={"pruner": "median", "metric": "dev/accuracy"})
+    begin(config, SweepDirectory(tmp_path), None, 1).close()
+    sweep = open_sweep(SweepDirectory(tmp_path))
+    worker = Worker(sweep, Keeper(tmp_path / "lease.json"), (), Stop(), FAKE, False)
+    worker.sweep.directory.logs.mkdir(exist_ok=True)
+    claim = worker._claim()
+    assert isinstance(claim, Claim)
+    claim.cell.run.mkdir(parents=True)
+    metrics = claim.cell.run / "metrics.csv"
+    for text in ("step,dev/accuracy\n1,0.5\n", "step,dev/accuracy\n"):
+        metrics.write_text(text)
+        assert not worker._is_hopeless(claim)
+
+
 def test_storage_addresses(tmp_path: Path) -> None:
     directory = SweepDirectory(tmp_path / "s")
     with pytest.raises(ConfigError, match="SQLite cannot hand out trials to several workers"):
