@@ -492,6 +492,18 @@ def test_storage_addresses(tmp_path: Path) -> None:
         begin(sweep_config(), SweepDirectory(tmp_path / "u"), "postgresql://me@nowhere/db", 1)
 
 
+def test_a_file_of_sqlite_is_found_from_every_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run(sweep_config(), tmp_path / "s", "sqlite:///sweep.db")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert_exactly_once(read_state(SweepDirectory(tmp_path / "s")), 2)
+    assert not any((tmp_path / "elsewhere").iterdir())
+    for address in ("sqlite://", "sqlite:///:memory:"):
+        with pytest.raises(ConfigError, match=r"name a file \(sqlite:///sweep\.db\)"):
+            begin(sweep_config(), SweepDirectory(tmp_path / "t"), address, 1)
+
+
 def test_no_password_is_written(tmp_path: Path) -> None:
     directory = SweepDirectory(tmp_path / "s")
     with pytest.raises(ConfigError):
