@@ -152,14 +152,15 @@ def _latest(directory: SweepDirectory, config: SweepConfig, attempts: Sequence[T
     record = standing(attempts)
     run = directory.path / record.run
     rows = metric_rows(run)
-    _, reports = dev_reports(rows, config.pruning.metric)  # a run on another machine's disk has told Optuna
+    _, reports = dev_reports(rows, config.pruning.metric)
     problem = next((each.problem for each in reversed(attempts) if each.problem), None)
     return replace(
         record,
         status=status,
         run=run,
         values=known_values(config, run) if record.is_control else record.values,
-        reports=tuple(sorted(reports.items())) or record.reports,
+        # a run that is gone, or on another machine's disk, has told Optuna; none of these metrics is below 0
+        reports=tuple(sorted(reports.items())) or tuple((step, abs(value)) for step, value in record.reports),
         step=last_step(rows),
         max_steps=_max_steps(run),
         started=min((each.started for each in attempts if each.started is not None), default=None),

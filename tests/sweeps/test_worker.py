@@ -477,6 +477,19 @@ def test_a_pruned_trial_that_begins_anew(tmp_path: Path, monkeypatch: pytest.Mon
         assert not worker._is_hopeless(claim)
 
 
+def test_curves_of_a_run_that_is_gone(tmp_path: Path) -> None:
+    """Optuna was told negative losses where more is better."""
+    config = sweep_config(pruning={"metric": "dev/loss"})
+    directory = SweepDirectory(tmp_path)
+    sweep = begin(config, directory, None, 1)
+    params = {"method.num_slots": 4}
+    number = sweep.trials.begin(Trial(point=point_id(params), params=params), {}, cell="x", place=sweep.place)
+    (gone := tmp_path / "gone").mkdir()
+    (gone / "metrics.csv").write_text("step,dev/loss\n10,2.5\n20,2.25\n")
+    report(sweep, Trial(number=number), gone)
+    assert [trial.reports for trial in sweep.state().trials if trial.number == number] == [((10, 2.5), (20, 2.25))]
+
+
 def test_storage_addresses(tmp_path: Path) -> None:
     directory = SweepDirectory(tmp_path / "s")
     with pytest.raises(ConfigError, match="SQLite cannot hand out trials to several workers"):
