@@ -15,7 +15,7 @@ from rich.console import Console
 from promptcomp.errors import ConfigError
 from promptcomp.sweeps.state import SweepState
 from promptcomp.sweeps.values import dev_reports, goals_of, metric_rows
-from promptcomp.sweeps.views.numbers import Runs, log_tail
+from promptcomp.sweeps.views.numbers import Runs, duration, log_tail
 from promptcomp.sweeps.views.overview import print_state
 from promptcomp.sweeps.views.points import Summary, best_cell
 from promptcomp.sweeps.views.tables import FORMATS, points_csv, state_json
@@ -165,6 +165,16 @@ def test_progress_counts_and_times(tmp_path: Path) -> None:
     assert done.elapsed == 13 * 60  # to the end of the last trial, not to now
     assert done.device_hours == pytest.approx(0.4)
     assert done.control_hours == 0
+
+
+def test_the_time_left_does_not_count_nights_between_attempts(tmp_path: Path) -> None:
+    """Both trials were interrupted and went on three days later; each has worked for two minutes."""
+    night = timedelta(days=3)
+    done = trial(tmp_path, 0, {"method.num_slots": 1}, values={"retained": 0.5}, ended=START + night)
+    half = trial(tmp_path, 1, {"method.num_slots": 2}, status="running", step=100, ended=None)
+    progress = Summary(state(tmp_path, config(seeds=1), [done, half], planned=4), START + night).progress
+    assert duration(done) == 120
+    assert progress.eta == pytest.approx((120 + 2 * 120) / 2)
 
 
 def test_controls_count_as_work(tmp_path: Path) -> None:
