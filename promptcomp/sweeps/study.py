@@ -253,16 +253,18 @@ def check_changes(
         raise ConfigError(f"{path} was started with {difference}; undo that change, or start another sweep with -o")
 
 
-def check_begun(config: SweepConfig, directory: SweepDirectory) -> None:
-    """Before anything is written: whether a sweep that is there already may go on so.
+def check_begun(config: SweepConfig, directory: SweepDirectory) -> SweepState | None:
+    """Before anything is written: whether a sweep that is there already may go on so; its state, None: there is none.
 
     Raises:
         ConfigError: see `check_changes`.
     """
-    if directory.config.is_file():
-        before = read_state(directory)
-        tree = before.config.model_dump(mode="json")
-        check_changes(directory.path, tree, config, before.base or base_tree(before.config), base_tree(config))
+    if not directory.config.is_file():
+        return None
+    before = read_state(directory)
+    tree = before.config.model_dump(mode="json")
+    check_changes(directory.path, tree, config, before.base or base_tree(before.config), base_tree(config))
+    return before
 
 
 def _differences(

@@ -197,6 +197,9 @@ def test_failures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str, at
         codes.append(work(directory, command=FAKE))
     assert codes[-1] == 0
     state = read_state(directory)
+    plan = make_plan(sweep_config(), directory, 1, False)
+    of_bad = [words is None, mode == "config", words is not None and mode != "config"]
+    assert [plan.finished, plan.started, plan.over] == [1 + of_bad[0], *of_bad[1:]]
     good, bad = sorted(state.trials, key=lambda trial: trial.params["method.num_slots"])  # type: ignore[arg-type,return-value]
     assert good.status == "finished"
     assert starts(tmp_path / "s")[bad.cell] == attempts
