@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import optuna
 from optuna.storages import JournalStorage
@@ -109,7 +110,7 @@ def _config(directory: SweepDirectory) -> Iterator[Finding]:
         problem = first_line(error)
     storage, name = open_storage(directory, address_of(directory, None)), study_name(directory)
     is_begun = name in {study.study_name for study in storage.get_all_studies()}  # else killed, or full, at its start
-    copy = Attempts(storage, name).attribute("config") if is_begun else None
+    copy: Any = Attempts(storage, name).attribute("config") if is_begun else None
     close_storage(storage)
 
     def restore() -> None:

@@ -72,6 +72,9 @@ def test_a_lucky_seed_alone_is_not_the_best(tmp_path: Path) -> None:
     assert found.ahead == found.leading
     text = _printed(state(tmp_path, config(seeds=2), trials, planned=4))
     assert "num_slots=2 is ahead of the best point, but has 1 of 2 seeds" in text
+    lost = dataclasses.replace(trials[1], status="failed", values={})
+    over = Summary(state(tmp_path, config(seeds=2), [trials[0], lost]), NOW)
+    assert over.why_no_best == "no point has finished all its seeds"
 
 
 def test_noise_is_judged_on_paired_differences(tmp_path: Path) -> None:
@@ -134,7 +137,8 @@ def test_the_best_point_is_one_that_is_wanted(tmp_path: Path) -> None:
     found = Summary(dataclasses.replace(done, left_out=(best.point,)), NOW)
     assert found.best is found.leading is found.points[1]
     assert len(found.points) == 4, "the table has it still"
-    later = dataclasses.replace(done, config=done.config.model_copy(update={"first_seed": 1}))
+    moved = done.config.model_copy(update={"first_seed": 1})
+    later = dataclasses.replace(done, config=moved, planned=done.planned + 4)
     assert Summary(later, NOW).why_no_best == "no point has finished all its seeds yet"
 
 

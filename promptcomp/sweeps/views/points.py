@@ -154,7 +154,7 @@ class Summary:
         if not any(point.feasible for point in valued):
             return "no point meets the constraints"
         which = "that meets the constraints " if any(point.complete for point in valued) else ""
-        return f"no point {which}has finished all its seeds yet"
+        return f"no point {which}has finished all its seeds{'' if self.progress.over else ' yet'}"
 
     @property
     def ahead(self) -> Point | None:
