@@ -206,7 +206,7 @@ def _run(
     if not finished:
         raise stopped(console)
     say(console, f"report: {write_report(state)}")
-    if any(trial.status == "failed" for trial in state.trials):
+    if any(trial.status == "failed" for trial in (*state.trials, *state.controls)):
         raise typer.Exit(1)
 
 

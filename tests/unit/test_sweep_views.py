@@ -195,6 +195,14 @@ def test_controls_count_as_work(tmp_path: Path) -> None:
     assert state_json(found)["progress"]["control_hours"] == pytest.approx(0.5)
 
 
+def test_a_control_that_failed_is_told(tmp_path: Path) -> None:
+    """Bounds stand in its place in the table."""
+    found = one_dimension(tmp_path)
+    lost = dataclasses.replace(found.controls[0], status="failed", values={}, problem="killed (exit code -9)")
+    text = _printed(dataclasses.replace(found, controls=(lost, *found.controls[1:])))
+    assert f"failed: {lost.point}, seed {lost.seed}: killed (exit code -9)" in text
+
+
 def test_dropped_points_leave_trials_out(tmp_path: Path) -> None:
     one = trial(tmp_path, 0, {"method.num_slots": 1}, values={"retained": 0.1})
     found = Summary(state(tmp_path, config(), [one], planned=3, dropped=(one.point,)), NOW)

@@ -89,7 +89,8 @@ class Summary:
         self.seeds = state.config.seeds
         """That every point should have."""
         self.progress = Progress(state, now or datetime.now(UTC))
-        self.failures = tuple(trial for trial in state.trials if trial.status == "failed")
+        self.failures = tuple(each for each in (*state.trials, *state.controls) if each.status == "failed")
+        """Trials, then controls."""
         grouped: dict[str, list[Trial]] = {}
         for trial in state.trials:
             grouped.setdefault(trial.point, []).append(trial)
