@@ -150,7 +150,7 @@ def replacing(path: Path) -> Iterator[Path]:
         path: the file to be; a link is replaced, not followed.
 
     Raises:
-        OSError: it cannot be made, or `path` is something that is no file.
+        OSError: it cannot be made or written, or `path` is something that is no file.
     """
     with contextlib.suppress(FileNotFoundError):
         found = os.lstat(path).st_mode
@@ -166,6 +166,10 @@ def replacing(path: Path) -> Iterator[Path]:
         flush(temporary)
         os.replace(temporary, path)
         flush(path.parent)
+    except Exception as error:
+        if isinstance(error, OSError) or (number := errno_of(error)) is None:
+            raise
+        raise OSError(number, os.strerror(number), str(path)) from None  # a library in Rust has a class of its own
     finally:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
@@ -399,5 +403,4 @@ def _reason(error: Exception) -> str:
 
 
 def _short(path: Path | str) -> str:
-    text = str(path)
-    return text if len(text) < 2 * _NAME else f"{text[:_NAME]}..."
+    return text if len(text := str(path)) < 2 * _NAME else f"{text[:_NAME]}..."

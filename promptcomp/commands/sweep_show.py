@@ -57,7 +57,8 @@ def sweep_best(
 
     trial = best_cell(state, objective, point)
     values = ", ".join(f"{name} {value:.4g}" for name, value in trial.values.items())
-    text = best_yaml(state.config, trial.params, seed=trial.seed, note=f"{values} in {trial.run}")
+    note = f"{values} in {trial.run}"
+    text = best_yaml(state.config, trial.params, seed=trial.seed, note=note, base=state.base)
     if output is not None:
         from promptcomp.files import write_atomic
 

@@ -263,7 +263,8 @@ class TrainingProgress(L.Callback):
         self.max_steps = max_steps
         self._loss: Tensor | None = None
         self._tokens: Tensor | int = 0
-        self._shown = self._started = 0.0
+        self._shown = self._started = self._before = 0.0
+        self._tokens_before, self._fit_began = 0, time.monotonic()
         self._first_step = 0
         self._dev = ""
         self._bar = Progress(
@@ -279,8 +280,25 @@ class TrainingProgress(L.Callback):
 
     @property
     def tokens(self) -> int:
-        """Real tokens trained on by all processes since the start or the resumption."""
-        return int(self._tokens)
+        """Real tokens trained on by all processes, what led to the checkpoint of a resumed run included."""
+        return self._tokens_before + int(self._tokens)
+
+    @property
+    def seconds(self) -> float:
+        """Of training, likewise."""
+        return self._before + time.monotonic() - self._fit_began
+
+    def state_dict(self) -> dict[str, Any]:
+        """For the checkpoint."""
+        return {"seconds": self.seconds, "tokens": self.tokens}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """From the checkpoint that training goes on from."""
+        self._before, self._tokens_before = state_dict["seconds"], state_dict["tokens"]
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Training begins."""
+        self._fit_began = time.monotonic()
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Open the bar."""

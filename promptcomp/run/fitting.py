@@ -247,11 +247,10 @@ def _train(experiment: Experiment, parts: Parts, run: RunDirectory, progress: Tr
     if "dev" in datamodule.eval_splits:
         module.watch(datamodule.examples("dev"))
     checkpoint = existing(run.last) if resume else None
-    seconds = time.monotonic()
     try:
         with noticing_lost_ranks(trainer.world_size, lambda: code_of_lost(trainer.strategy.launcher)):
             trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)
-            seconds, step = time.monotonic() - seconds, trainer.global_step
+            seconds, step = progress.seconds, trainer.global_step
             trainer.save_checkpoint(run.last)
             leave_group()
     except SystemExit as end:  # what Lightning makes of a Ctrl-C before the first step

@@ -295,9 +295,11 @@ def _git_commit() -> str | None:
 
 
 def read_metrics(path: Path) -> list[dict[str, str]]:
-    """The rows of a metrics.csv that tell their step, also while a row is being written; none where it is not there."""
+    """The whole rows of a metrics.csv that tell their step: none that is being written, or that a full disk or a kill
+    has torn; none where the file is not there."""
     try:
-        lines = csv.reader(io.StringIO(read_text(path, "step series"), newline=""))
+        text = read_text(path, "step series")
+        lines = csv.reader(io.StringIO(text[: text.rfind("\n") + 1], newline=""))
         header = next(lines, [])
         rows = [dict(zip(header, line, strict=False)) for line in lines]
     except (ConfigError, csv.Error):

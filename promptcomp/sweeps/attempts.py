@@ -210,7 +210,7 @@ def make_study(storage: BaseStorage, name: str, directions: Sequence[Literal["ma
 
 _TRIES = 20
 _ENUMERABLE = 100_000
-_OTHER_METRIC = ("data.", "lm.", "trainer.max_steps", "trainer.eval_every", "trainer.batch_size")
+_OTHER_METRIC = ("data", "lm", "method.name", "trainer.max_steps", "trainer.eval_every", "trainer.batch_size")
 """Keys that change what a dev value means, how soon it comes, or how hard the task is: runs that differ in them say
 nothing about each other half-way."""
 
@@ -326,12 +326,12 @@ def _bracket(config: SweepConfig, number: int, rungs: float) -> int:
 
 def comparable_part(config: SweepConfig, params: Mapping[str, Scalar], metric: str) -> dict[str, Scalar]:
     """The parameters that runs must share for their dev values to be comparable half-way."""
-    of_methods = {f"method.{key}" for section in METHODS.values() for key in section.difficulty_keys}
+    parts = {*_OTHER_METRIC, *(f"method.{key}" for section in METHODS.values() for key in section.difficulty_keys)}
     if "loss" in metric:
-        of_methods |= {f"method.{key}" for section in METHODS.values() for key in section.loss_keys}
+        parts |= {f"method.{key}" for section in METHODS.values() for key in section.loss_keys}
 
     def matters(name: str) -> bool:
         keys = keys_of(name, config.space[name]) if name in config.space else [name]
-        return any(key.startswith(_OTHER_METRIC) or is_below(key, of_methods) for key in keys)
+        return any(is_below(key, parts) or any(is_below(part, [key]) for part in parts) for key in keys)
 
     return {name: value for name, value in params.items() if matters(name)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -89,10 +90,10 @@ def check_splits(config: SweepConfig, shown: str | None = None) -> None:
 
 
 def url_of(storage: str) -> URL:
-    """The address of a database.
+    """The address of a database; SQLite's file by its full path, as it may be opened from another folder.
 
     Raises:
-        ConfigError: it is none.
+        ConfigError: it is none, or names no file for SQLite.
     """
     from sqlalchemy.engine import make_url
     from sqlalchemy.exc import ArgumentError
@@ -106,6 +107,11 @@ def url_of(storage: str) -> URL:
         ) from None
     if url.drivername in ("postgresql", "postgres"):
         url = url.set(drivername="postgresql+psycopg")
+    if url.get_backend_name() == "sqlite":
+        if url.database in (None, "", ":memory:"):
+            raise ConfigError(f"--storage {storage} is gone when a process ends; name a file (sqlite:///sweep.db)")
+        if not str(url.database).startswith("file:"):
+            url = url.set(database=os.path.abspath(str(url.database)))
     return url
 
 

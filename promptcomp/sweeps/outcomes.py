@@ -83,13 +83,14 @@ def cell_of(sweep: Sweep, attempt: Trial, base: Mapping[str, Any] | None = None)
     Args:
         sweep: the sweep.
         attempt: at a trial or control.
-        base: `base_tree(sweep.config)`, where it is there already.
+        base: `sweep.base`, where it is there already.
 
     Raises:
         ConfigError: the sweep no longer has the point, or its values contradict each other.
     """
+    base = sweep.base if base is None else base
     if attempt.is_control:
-        found = planned_controls(sweep.config, sweep.directory)
+        found = planned_controls(sweep.config, sweep.directory, base)
         cell = next((each for each in found if (each.point, each.seed) == attempt.key), None)
     else:
         cell = planned_trial(sweep.config, sweep.directory, attempt.params, attempt.seed, base)

@@ -31,7 +31,7 @@ from promptcomp.sweeps.space import (
     planned_trial,
     tell_dimension,
 )
-from promptcomp.sweeps.study import check_begun, read_state
+from promptcomp.sweeps.study import check_begun
 from promptcomp.sweeps.sweep_config import Choices, Dimension, Scalar, SweepConfig
 from promptcomp.sweeps.sweep_directory import SweepDirectory
 from promptcomp.sweeps.views.wording import scalar_text, time_text
@@ -73,6 +73,8 @@ class SweepPlan(BaseModel):
     """Runs that are there and would be reused."""
     started: int
     """Runs that would be continued."""
+    over: int = 0
+    """Trials that were pruned or have failed, and would not be run again."""
     workers: int
     devices_per_trial: int
     smallest: PointCost
@@ -96,13 +98,16 @@ def make_plan(config: SweepConfig, directory: SweepDirectory, workers: int, meas
     Raises:
         ConfigError: a mistake that trials would end with, or another sweep than the one that is there.
     """
-    check_begun(config, directory)
-    base = base_tree(config)
+    state = check_begun(config, directory)
+    begun, base = () if state is None else state.trials, base_tree(config)
     seeds = range(config.first_seed, config.first_seed + config.seeds)
-    known = grid(config) if config.sampler == "grid" else _drawn(directory)
+    known = grid(config) if config.sampler == "grid" else list({each.point: each.params for each in begun}.values())
     planned = [planned_trial(config, directory, params, seed, base) for seed in seeds for params in known]
+    # a mistake in the configuration is tried again at the next start
+    over = {each.key for each in begun if each.status in ("pruned", "failed") and each.kind != "config"}
+    left = [trial for trial in planned if (trial.point, trial.seed) not in over]
     controls = planned_controls(config, directory)
-    states = [find(trial.experiment, trial.run)[0] for trial in (*planned, *controls)]
+    states = [find(trial.experiment, trial.run)[0] for trial in (*left, *controls)]
     small, large = _ends(config, base)
     points = grid_size(config)
     plan = SweepPlan(
@@ -122,6 +127,7 @@ def make_plan(config: SweepConfig, directory: SweepDirectory, workers: int, meas
         controls=len(controls),
         finished=states.count("finished"),
         started=states.count("unfinished"),
+        over=len(planned) - len(left),
         workers=workers,
         devices_per_trial=devices_of(small[1]),
         smallest=_cost(small[0], small[2]),
@@ -129,13 +135,6 @@ def make_plan(config: SweepConfig, directory: SweepDirectory, workers: int, meas
     )
     plan.notes += _machine(plan)
     return _with_time(plan, config, small, large) if measure else plan
-
-
-def _drawn(directory: SweepDirectory) -> list[Mapping[str, Scalar]]:
-    """The points that a sampler has drawn so far."""
-    if not directory.config.is_file():
-        return []
-    return list({trial.point: trial.params for trial in read_state(directory).trials}.values())
 
 
 _Point = tuple[dict[str, Scalar], Experiment, StepForecast]
@@ -180,7 +179,7 @@ def _with_time(plan: SweepPlan, config: SweepConfig, small: _Point, large: _Poin
         plan.notes.append(f"no time can be estimated: the measured trial failed ({failure})")
         return plan
     seconds = [time.trial(point[1]) for time, point in zip(times, (small, large), strict=True)]
-    left = max(0, plan.trials + plan.controls - plan.finished)
+    left = max(0, plan.trials + plan.controls - plan.finished - plan.over)
     hours = left * sum(seconds) / 2 / 3600
     for cost, time, taken in zip((plan.smallest, plan.largest), times, seconds, strict=True):
         cost.step_seconds, cost.trial_seconds, cost.peak_bytes = time.step, taken, time.peak_bytes
@@ -237,6 +236,8 @@ def print_plan(
     tell(f"{many(plan.points, 'point')} x {many(plan.seeds, 'seed')} = {many(plan.trials, 'trial')}{controls}")
     if plan.finished or plan.started:
         tell(f"{plan.finished} of these runs are finished and reused, {plan.started} are continued")
+    if plan.over:
+        tell(f"{many(plan.over, 'trial')} that were pruned or have failed are not run again")
     tell(f"{many(plan.workers, 'worker')}, {many(plan.devices_per_trial, 'device')} a trial")
     console.print(_table(plan))
     if plan.hours is not None and plan.hours_with_workers is not None:

@@ -11,12 +11,13 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import optuna
 from optuna.storages import JournalStorage
 
 from promptcomp.config import ConfigError, build, dump, read_yaml
-from promptcomp.errors import first_line
+from promptcomp.errors import first_line, is_full
 from promptcomp.files import write_atomic
 from promptcomp.lease import disk_time, is_live
 from promptcomp.sweeps.attempts import Attempts
@@ -107,8 +108,9 @@ def _config(directory: SweepDirectory) -> Iterator[Finding]:
         return
     except ConfigError as error:
         problem = first_line(error)
-    storage = open_storage(directory, address_of(directory, None))
-    copy = Attempts(storage, study_name(directory)).attribute("config")
+    storage, name = open_storage(directory, address_of(directory, None)), study_name(directory)
+    is_begun = name in {study.study_name for study in storage.get_all_studies()}  # else killed, or full, at its start
+    copy: Any = Attempts(storage, name).attribute("config") if is_begun else None
     close_storage(storage)
 
     def restore() -> None:
@@ -119,7 +121,7 @@ def _config(directory: SweepDirectory) -> Iterator[Finding]:
     if isinstance(copy, dict):
         yield Finding(f"sweep.yaml: {problem}; the storage has a copy", restore)
     else:
-        advice = "the storage has no copy; write it again or start another sweep"
+        advice = "the storage has no copy; give the command that started the sweep again"
         yield Finding(f"sweep.yaml: {problem}", None, advice)
 
 
@@ -191,7 +193,7 @@ def _disk(directory: SweepDirectory) -> Iterator[Finding]:
         with tempfile.TemporaryDirectory(prefix=".probe-", dir=directory.path) as folder:
             problem = _probe(Path(folder) / "journal.log")
     except OSError as error:
-        yield Finding(f"{directory.path} cannot be written to ({error.strerror})", None, "free space or rights")
+        yield Finding(f"{directory.path} cannot be written to ({error.strerror})", None, "free space, or get rights")
         return
     if problem:
         yield Finding(f"the disk of {directory.path} cannot hold a journal: {problem}", None, advice)
@@ -208,6 +210,8 @@ def _probe(path: Path) -> str | None:
             list(pool.map(write, "ab"))
         lines = list(journal_at(path).read_logs(0))
     except (OSError, ValueError) as error:
+        if is_full(error):
+            raise
         return f"a symbolic link as a lock, or a line behind others, fails ({first_line(error)})"
     expected = [{name: number} for name in "ab" for number in range(_PROBE_LINES)]
     there = sum(line in lines for line in expected)

@@ -20,7 +20,7 @@ from rich.console import Console
 from sqlalchemy.exc import DBAPIError
 
 from promptcomp.config import ConfigError
-from promptcomp.errors import Exit
+from promptcomp.errors import Exit, NoSpace
 from promptcomp.files import last_line, open_append
 from promptcomp.lease import STORAGE_VARIABLE
 from promptcomp.plain import say
@@ -93,7 +93,12 @@ class Crew:
         self._directory, self._secret, self._say, self._stop, self._begin = directory, secret, say, stop, start
         self._count = len(shares)
         self._members = [_Member(i, share, self._start(i, share)) for i, share in enumerate(shares)]
-        self.problem: str | None = None
+        self.problem: ConfigError | None = None
+
+    @property
+    def is_done(self) -> bool:
+        """Whether all have found nothing left to do."""
+        return bool(self._members) and all(member.process.poll() == Exit.FINISHED for member in self._members)
 
     def _start(self, number: int, devices: tuple[str, ...]) -> Any:
         env = {**os.environ, PARENT_VARIABLE: str(os.getpid())}
@@ -133,7 +138,8 @@ class Crew:
                 member.is_over = True
             elif code in (Exit.MISTAKE, Exit.NO_SPACE):
                 member.is_over = True
-                self.problem = last_line(self._directory.worker_log(member.number)).removeprefix("error: ")
+                said = last_line(self._directory.worker_log(member.number)).removeprefix("error: ")
+                self.problem = NoSpace(said) if code == Exit.NO_SPACE else ConfigError(said)
             else:
                 self._restart(member, code, finished)
 
@@ -142,7 +148,7 @@ class Crew:
         member.finished = finished
         if member.deaths > _RESTARTS:
             member.is_over = True
-            self.problem = (
+            self.problem = ConfigError(
                 f"worker {member.number} died {member.deaths} times without finishing a trial, last with exit code "
                 f"{code}; see {self._directory.worker_log(member.number)}"
             )
@@ -190,8 +196,9 @@ def run_sweep(
         start: begins a worker.
 
     Returns:
-        Whether it has come to its end: every trial is finished, pruned or failed for good, or a budget is used up.
-        False: a signal has come; trials that ran have saved their state, the same call continues them.
+        Whether it has come to its end: every trial is finished, pruned or failed for good (or runs on a machine that
+        shares the database alone), or a budget is used up. False: a signal has come; trials that ran have saved their
+        state, the same call continues them.
 
     Raises:
         ConfigError: a change that finished trials forbid; too few devices; an unusable storage.
@@ -215,8 +222,8 @@ def run_sweep(
     if stop.is_set():
         return False
     if crew.problem:
-        raise ConfigError(crew.problem)
-    return Progress(state, datetime.now(UTC)).over or state.stopped_by is not None
+        raise crew.problem
+    return crew.is_done or Progress(state, datetime.now(UTC)).over or state.stopped_by is not None
 
 
 def share_devices(config: SweepConfig, workers: int, devices: Sequence[str] | None) -> list[tuple[str, ...]]:

@@ -258,7 +258,8 @@ def experiment_of(
         config: the sweep.
         params: the point.
         seed: the run's.
-        base: `base_tree(config)`, where it is there already.
+        base: the experiment with `set`, where it is there already: of a sweep that was begun as it was then, whatever
+            has become of its file; None: `base_tree(config)`.
 
     Raises:
         ConfigError: any mistake in the configuration.
@@ -283,7 +284,7 @@ def planned_trial(
         directory: where runs are.
         params: the point.
         seed: the run's.
-        base: `base_tree(config)`, where many trials are planned.
+        base: see `experiment_of`.
 
     Raises:
         ConfigError: any mistake in the configuration.
@@ -292,11 +293,13 @@ def planned_trial(
     return _placed(experiment, _slug(params), point_id(params), params, directory.runs)
 
 
-def planned_controls(config: SweepConfig, directory: SweepDirectory) -> list[PlannedTrial]:
+def planned_controls(
+    config: SweepConfig, directory: SweepDirectory, base: Mapping[str, Any] | None = None
+) -> list[PlannedTrial]:
     """The trained full_prompt and no_prompt of the base experiment for every seed.
 
     Empty unless `controls` is set, and where the method trains nothing of the LM: then every run's own bounds (the
-    full_prompt and no_prompt of its splits) are the bands.
+    full_prompt and no_prompt of its splits) are the bands. `base`: see `experiment_of`.
 
     Raises:
         ConfigError: any mistake in the configuration.
@@ -305,7 +308,7 @@ def planned_controls(config: SweepConfig, directory: SweepDirectory) -> list[Pla
         return []
     from promptcomp.run.matched_controls import wanted_runs
 
-    base, planned = base_tree(config), []
+    base, planned = base_tree(config) if base is None else base, []
     for seed in range(config.first_seed, config.first_seed + config.seeds):
         runs, _ = wanted_runs(experiment_of(config, {}, seed, base))
         for name in CONTROLS:
@@ -335,7 +338,14 @@ def _shown(value: Scalar) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def best_yaml(config: SweepConfig, params: Mapping[str, Scalar], *, seed: int | None = None, note: str = "") -> str:
+def best_yaml(
+    config: SweepConfig,
+    params: Mapping[str, Scalar],
+    *,
+    seed: int | None = None,
+    note: str = "",
+    base: Mapping[str, Any] | None = None,
+) -> str:
     """A point as an experiment's YAML, which `fit --config` takes.
 
     Args:
@@ -343,12 +353,13 @@ def best_yaml(config: SweepConfig, params: Mapping[str, Scalar], *, seed: int | 
         params: the point.
         seed: of its best trial; null: the sweep's first.
         note: a line for people.
+        base: see `experiment_of`.
 
     Raises:
         ConfigError: the point does not belong to the sweep.
     """
     chosen = config.first_seed if seed is None else seed
-    experiment = experiment_of(config, params, chosen)
+    experiment = experiment_of(config, params, chosen, base)
     shown = ", ".join(f"{name} = {value}" for name, value in params.items())
     seeds = f"{config.first_seed} to {config.first_seed + config.seeds - 1}"
     lines = [

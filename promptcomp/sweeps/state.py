@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from promptcomp.config import ConfigError
 from promptcomp.documents import YAML_LIMIT
@@ -53,6 +54,8 @@ class SweepState:
     """Workers with a live lease."""
     stopped_by: str | None = None
     """The budget that ended the sweep early."""
+    base: Mapping[str, Any] | None = None
+    """Its experiment with `set` as it was when the sweep was begun; None: it was not."""
 
 
 _MAX_STEPS = re.compile(r"^trainer:\n(?:  .*\n)*?  max_steps: (\d{1,18})$", re.MULTILINE)
@@ -149,14 +152,15 @@ def _latest(directory: SweepDirectory, config: SweepConfig, attempts: Sequence[T
     record = standing(attempts)
     run = directory.path / record.run
     rows = metric_rows(run)
-    _, reports = dev_reports(rows, config.pruning.metric)  # a run on another machine's disk has told Optuna
+    _, reports = dev_reports(rows, config.pruning.metric)
     problem = next((each.problem for each in reversed(attempts) if each.problem), None)
     return replace(
         record,
         status=status,
         run=run,
         values=known_values(config, run) if record.is_control else record.values,
-        reports=tuple(sorted(reports.items())) or record.reports,
+        # a run that is gone, or on another machine's disk, has told Optuna; none of these metrics is below 0
+        reports=tuple(sorted(reports.items())) or tuple((step, abs(value)) for step, value in record.reports),
         step=last_step(rows),
         max_steps=_max_steps(run),
         started=min((each.started for each in attempts if each.started is not None), default=None),

@@ -63,6 +63,8 @@ class HolderLock(JournalFileSymlinkLock):
                 break
             except FileExistsError:
                 found = self.look()
+            except OSError as error:  # it names what the link says
+                raise OSError(error.errno, error.strerror, str(self.path)) from None
             if found != last:
                 last, since = found, time.monotonic()
             if found is not None and (_is_left_behind(found[0]) or time.monotonic() - since > _GRACE):

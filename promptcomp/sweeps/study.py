@@ -72,6 +72,23 @@ class Sweep:
         """Read sweep.yaml again: another parent may have added points."""
         self.config = read_config(self.directory)
 
+    def check_files(self, now: Mapping[str, str]) -> None:
+        """Hold what trials read (`files_of`) against what it was when the sweep was begun.
+
+        Raises:
+            ConfigError: names a file that has changed.
+        """
+        if changed := changed_file(self.trials.attribute("files") or {}, now):
+            raise ConfigError(
+                f"{changed} is not what it was when the sweep in {self.directory.path} started; put it back, or start "
+                "another sweep with -o"
+            )
+
+    @property
+    def base(self) -> dict[str, Any]:
+        """Its experiment with `set` as it was when the sweep was begun, whatever has become of the file since."""
+        return self.trials.attribute("experiment") or base_tree(self.config)
+
     @property
     def started(self) -> datetime | None:
         """When the sweep was first begun."""
@@ -80,7 +97,8 @@ class Sweep:
     def state(self) -> SweepState:
         """A snapshot; what was read before is not parsed again."""
         state = state_of(self.directory, self.config, self.records(), self.started, self.place)
-        return replace(state, planned=int(self.trials.attribute("exhausted") or 0) or state.planned)
+        planned = int(self.trials.attribute("exhausted") or 0) or state.planned
+        return replace(state, planned=planned, base=self.trials.attribute("experiment"))
 
 
 def read_config(directory: SweepDirectory) -> SweepConfig:
@@ -159,11 +177,7 @@ def _compare_and_note(sweep: Sweep) -> None:
         check_changes(sweep.directory.path, before, sweep.config, sweep.trials.attribute("experiment") or {}, base)
     read = _files_of(sweep.config, base)
     known = sweep.trials.attribute("files") or {}
-    if changed := changed_file(known, read):
-        raise ConfigError(
-            f"{changed} is not what it was when the sweep in {sweep.directory.path} started; put it back, or start "
-            "another sweep with -o"
-        )
+    sweep.check_files(read)
     # of the first start: samplers draw differently in other versions of Optuna
     notes: dict[str, Any] = {"started": datetime.now(UTC).isoformat(), "optuna": optuna.__version__}
     notes = {name: value for name, value in notes.items() if sweep.trials.attribute(name) is None}
@@ -239,15 +253,18 @@ def check_changes(
         raise ConfigError(f"{path} was started with {difference}; undo that change, or start another sweep with -o")
 
 
-def check_begun(config: SweepConfig, directory: SweepDirectory) -> None:
-    """Before anything is written: whether a sweep that is there already may go on so.
+def check_begun(config: SweepConfig, directory: SweepDirectory) -> SweepState | None:
+    """Before anything is written: whether a sweep that is there already may go on so; its state, None: there is none.
 
     Raises:
         ConfigError: see `check_changes`.
     """
-    if directory.config.is_file():
-        before = read_config(directory)
-        check_changes(directory.path, before.model_dump(mode="json"), config, base_tree(before), base_tree(config))
+    if not directory.config.is_file():
+        return None
+    before = read_state(directory)
+    tree = before.config.model_dump(mode="json")
+    check_changes(directory.path, tree, config, before.base or base_tree(before.config), base_tree(config))
+    return before
 
 
 def _differences(

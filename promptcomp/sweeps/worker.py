@@ -16,16 +16,16 @@ from pathlib import Path
 import optuna
 
 from promptcomp.config import ConfigError
-from promptcomp.errors import Exit
+from promptcomp.errors import Exit, is_full
 from promptcomp.files import locked, write_atomic
 from promptcomp.lease import Keeper
-from promptcomp.run.configured import find
+from promptcomp.run.configured import files_of, find
 from promptcomp.run.trial_process import FIT, Ended, WantedRun, attend
 from promptcomp.stopping import Stop
 from promptcomp.sweeps.attempts import draw_point, is_hopeless, notes_of
 from promptcomp.sweeps.outcomes import abandoned, adopt, cell_of, is_ours, report, take_back
 from promptcomp.sweeps.planning import UNCOUNTED, Trial, groups, is_double, missing, points_of, used_up
-from promptcomp.sweeps.space import PlannedTrial, base_tree, devices_of, distributions, planned_controls, point_id
+from promptcomp.sweeps.space import PlannedTrial, devices_of, distributions, planned_controls, point_id
 from promptcomp.sweeps.storage import PARENT_VARIABLE, exclusive, patiently
 from promptcomp.sweeps.study import Sweep, open_sweep
 from promptcomp.sweeps.sweep_config import Budget, Scalar
@@ -131,8 +131,10 @@ class Worker:
                 claim = patiently(self._claim, say, self.stop.is_set, _DATABASE_WAIT)
             except InterruptedError:
                 break
-            except (OSError, ConfigError):  # the last bytes may have gone since we looked
-                if self._is_disk_full():
+            except (OSError, ConfigError) as error:  # the last bytes may have gone since we looked, or a user's share
+                if is_full(error):
+                    reason = getattr(error, "strerror", None) or error
+                    say(f"{reason}: no further trial is started; free space and start again")
                     return Exit.NO_SPACE
                 raise
             if claim is None:
@@ -202,7 +204,8 @@ class Worker:
     def _claim_control(self) -> Claim | None:
         sweep = self.sweep
         config = sweep.config.model_copy(update={"dropping": None, "budget": Budget()})
-        points: dict[str, Mapping[str, Scalar]] = {each.point: {} for each in planned_controls(config, sweep.directory)}
+        found = planned_controls(config, sweep.directory, sweep.base)
+        points: dict[str, Mapping[str, Scalar]] = {each.point: {} for each in found}
         return self._first(missing(config, points, sweep.controls.records()) if points else [])
 
     def _first(self, planned: Iterable[Trial]) -> Claim | None:
@@ -228,9 +231,11 @@ class Worker:
         Raises:
             ConfigError: a mistake in the sweep's experiment, whatever the point.
         """
-        base = base_tree(self.sweep.config)
+        base = self.sweep.base
         try:
             cell = cell_of(self.sweep, trial, base)
+            assert cell is not None
+            self.sweep.check_files(files_of(cell.experiment))
         except ConfigError as error:
             study, line = self.sweep.study_of(trial), str(error).splitlines()[-1].strip()
             name, worker = f"{trial.point}-s{trial.seed}", self.keeper.lease.name
@@ -238,7 +243,6 @@ class Worker:
             study.fail(study.begin(trial, {}, cell=name, worker=worker, place=self.sweep.place), "config", line)
             say(f"{name}: {_consequence(Ended('config', line), trial, self.sweep.config.retries)}")
             return None
-        assert cell is not None
         return cell
 
     def _notes(self, cell: PlannedTrial) -> dict[str, object]:
@@ -314,7 +318,7 @@ class Worker:
         sweep, config = self.sweep, self.sweep.config
         try:
             metric, found = report(sweep, claim.trial, claim.cell.run)
-            if metric is None or len(found) == claim.seen or max(found) < config.pruning.warmup_steps:
+            if metric is None or not found or len(found) == claim.seen or max(found) < config.pruning.warmup_steps:
                 return False
             claim.seen = len(found)
             trainer = claim.cell.experiment.trainer

@@ -12,6 +12,7 @@ import yaml
 
 import promptcomp
 from promptcomp.config import ConfigError, dump
+from promptcomp.evaluation.results import read_results
 from promptcomp.experiment import Experiment
 from promptcomp.lease import is_live, kept
 from promptcomp.run import fitting
@@ -174,7 +175,15 @@ def test_a_damaged_record_is_told(tmp_path: Path, text: str) -> None:
 
 def test_a_killed_run_is_not_continued_with_another_learning_rate(tiny_run: Run, run: Run, tmp_path: Path) -> None:
     assert tiny_run("run", "trainer.max_steps=2").returncode == 0
-    (tmp_path / "run" / "results.json").unlink()  # killed before it had any
+    results = tmp_path / "run" / "results.json"
+    before = read_results(results).cost
+    results.unlink()  # killed before it had any
+    assert run("fit", "--resume", "run").returncode == 0
+    after = read_results(results).cost  # of the whole training, of which nothing was left to do
+    assert after.steps == before.steps == 2
+    assert (after.train_seconds or 0) >= (before.train_seconds or 0) > 0
+    assert (after.tokens_per_second or 0) > 0
+    results.unlink()
     edit(RunDirectory(tmp_path / "run"), "optim.lr", 0.25)
     done = run("fit", "--resume", "run")
     assert done.returncode == 2

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -9,10 +11,12 @@ from pathlib import Path
 import pytest
 
 from promptcomp.config import ConfigError
+from promptcomp.errors import NoSpace
 from promptcomp.lease import Keeper, lease_of, read_lease, write_lease
 from promptcomp.sweeps.repair import examine
 from promptcomp.sweeps.study import begin, open_sweep, read_state
 from promptcomp.sweeps.sweep_directory import SweepDirectory
+from promptcomp.sweeps.views.html_report import write_report
 from promptcomp.sweeps.worker import work
 from tests.sweeps.helpers import assert_exactly_once, run, statuses, sweep_config
 
@@ -138,6 +142,34 @@ def test_a_hopeless_journal_is_begun_anew(sweep: SweepDirectory) -> None:
     assert_exactly_once(run(sweep_config(), sweep.path), 2)
     assert not list(sweep.path.glob("*/*/repeated.txt"))
     assert examine(sweep) == []
+
+
+def test_a_sweep_that_was_killed_at_its_start(tmp_path: Path) -> None:
+    """Its message names the doctor, who knows what to do."""
+    directory = SweepDirectory(tmp_path)
+    directory.journal.touch()
+    with pytest.raises(ConfigError, match=r"no sweep\.yaml; `promptcomp sweep doctor .* --repair`"):
+        read_state(directory)
+    found = examine(directory, repair=True)
+    assert [(each.repaired, each.advice) for each in found] == [
+        (False, "the storage has no copy; give the command that started the sweep again")
+    ]
+    assert_exactly_once(run(sweep_config(), tmp_path), 2)
+
+
+def test_a_full_disk_is_said_as_one(sweep: SweepDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The lock of the journal is a link, and the message names its place and not what it says."""
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "what the link says")
+
+    monkeypatch.setattr("promptcomp.sweeps.storage.os.symlink", full)
+    with pytest.raises(OSError, match=r"No space left on device: '.*journal\.log\.lock'"):
+        begin(sweep_config(seeds=2), sweep, None, 1)
+    assert [each.what for each in examine(sweep)] == [f"{sweep.path} cannot be written to (No space left on device)"]
+    monkeypatch.setattr("promptcomp.sweeps.views.html_report._pictures", full)
+    with pytest.raises(NoSpace, match="report: cannot be written"):
+        write_report(read_state(sweep))
 
 
 def test_a_directory_may_be_renamed(sweep: SweepDirectory) -> None:

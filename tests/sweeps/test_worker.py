@@ -2,25 +2,36 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from datetime import UTC, datetime
 from pathlib import Path
 
 import optuna
 import pytest
+from rich.console import Console
 
-from promptcomp.config import ConfigError
-from promptcomp.errors import Exit
+from promptcomp.config import ConfigError, read_yaml
+from promptcomp.documents import parse_yaml
+from promptcomp.errors import Exit, NoSpace
+from promptcomp.lease import Keeper
 from promptcomp.run import configured
 from promptcomp.run.configured import identity
+from promptcomp.stopping import Stop
 from promptcomp.sweeps.attempts import Attempts
+from promptcomp.sweeps.outcomes import report
+from promptcomp.sweeps.planning import Trial
 from promptcomp.sweeps.preview import make_plan
-from promptcomp.sweeps.study import begin, read_state
+from promptcomp.sweeps.running import run_sweep
+from promptcomp.sweeps.space import best_yaml, point_id
+from promptcomp.sweeps.study import begin, open_sweep, read_state
 from promptcomp.sweeps.sweep_directory import SweepDirectory
 from promptcomp.sweeps.values import objective_values
 from promptcomp.sweeps.views.numbers import Progress
 from promptcomp.sweeps.views.points import best_cell
-from promptcomp.sweeps.worker import work
+from promptcomp.sweeps.worker import Claim, Worker, work
 from tests.sweep_states import write_results
+from tests.sweeps.fleet import fork_worker
 from tests.sweeps.helpers import FAKE, assert_exactly_once, run, starts, statuses, sweep_config
 
 
@@ -124,6 +135,36 @@ def test_data_that_other_points_read_may_not_change_either(tmp_path: Path) -> No
         begin(config, directory, None, 1)
 
 
+def test_what_is_edited_while_a_sweep_runs_is_not_mixed(tmp_path: Path) -> None:
+    """An experiment's file is read at the start alone, also for controls and the best point; data may not change."""
+    (table := tmp_path / "rows.csv").write_text("input,output\na,b\n")
+    own, text = (
+        tmp_path / "own.yaml",
+        f"method: {{name: gist}}\nlm: {{path: x}}\ndata: {{name: instructions, files: {{train: {table}}}}}\n",
+    )
+    own.write_text(text)
+    directory = SweepDirectory(tmp_path / "s")
+    config = sweep_config(experiment=str(own), controls=True)
+    begin(config, directory, None, 1).close()
+    own.write_text(f"{text}optim: {{lr: 0.5}}\n")
+    assert work(directory, command=FAKE) == 0
+    state = read_state(directory)
+    assert statuses(state) == {"finished": 2}
+    assert [control.status for control in state.controls] == ["finished"] * 2
+    before = {read_yaml(each.run / "config.yaml")["optim"]["lr"] for each in (*state.trials, *state.controls)}
+    assert len(before) == 1
+    assert before == {parse_yaml(best_yaml(config, best_cell(state).params, base=state.base))["optim"]["lr"]}
+    with pytest.raises(ConfigError, match=r"was started with optim\.lr"):
+        make_plan(config, directory, 1, False)
+    own.write_text(text)
+    begin(sweep_config(experiment=str(own), controls=True, seeds=2), directory, None, 1).close()
+    table.write_text("input,output\na,c\n")
+    assert work(directory, command=FAKE) == 0
+    state = read_state(directory)
+    assert statuses(state) == {"finished": 2, "failed": 2}
+    assert all("rows.csv is not what it was" in (each.problem or "") for each in state.trials if each.seed == 1)
+
+
 def test_what_may_change(tmp_path: Path) -> None:
     directory = SweepDirectory(tmp_path / "s")
     begin(sweep_config(), directory, None, 1)
@@ -156,6 +197,9 @@ def test_failures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str, at
         codes.append(work(directory, command=FAKE))
     assert codes[-1] == 0
     state = read_state(directory)
+    plan = make_plan(sweep_config(), directory, 1, False)
+    of_bad = [words is None, mode == "config", words is not None and mode != "config"]
+    assert [plan.finished, plan.started, plan.over] == [1 + of_bad[0], *of_bad[1:]]
     good, bad = sorted(state.trials, key=lambda trial: trial.params["method.num_slots"])  # type: ignore[arg-type,return-value]
     assert good.status == "finished"
     assert starts(tmp_path / "s")[bad.cell] == attempts
@@ -396,6 +440,59 @@ def test_hopeless_trials_are_pruned(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         assert {trial.state.name for trial in study.trials} <= {"COMPLETE", "PRUNED"}
 
 
+def test_a_user_without_space_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disk may have room; the command ends with the code that docs/sweeps.md gives."""
+    directory = SweepDirectory(tmp_path / "s")
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT), "journal.log")
+
+    monkeypatch.setattr(Attempts, "begin", full)
+    with pytest.raises(NoSpace):
+        run_sweep(sweep_config(), directory, console=Console(quiet=True), start=fork_worker)
+
+
+def test_what_is_left_may_run_elsewhere(tmp_path: Path) -> None:
+    """On a machine that shares a database and no disk: that is no reason to say "stopped"."""
+    places = [SweepDirectory(tmp_path / name / "s") for name in ("here", "there")]
+    address = f"sqlite:///{tmp_path}/sweep.db"
+    there = begin(sweep_config(), places[1], address, 1)
+    params = {"method.num_slots": 4}
+    there.trials.begin(Trial(point=point_id(params), params=params), {}, cell="there", place=there.place)
+    there.close()
+    assert run_sweep(sweep_config(), places[0], storage=address, console=Console(quiet=True), start=fork_worker)
+    assert statuses(read_state(places[0])) == {"finished": 1, "running": 1}
+
+
+def test_a_pruned_trial_that_begins_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it had told before its first checkpoint is gone when the pruner looks again."""
+    config = sweep_config(pruning={"pruner": "median", "metric": "dev/accuracy"})
+    begin(config, SweepDirectory(tmp_path), None, 1).close()
+    sweep = open_sweep(SweepDirectory(tmp_path))
+    worker = Worker(sweep, Keeper(tmp_path / "lease.json"), (), Stop(), FAKE, False)
+    worker.sweep.directory.logs.mkdir(exist_ok=True)
+    claim = worker._claim()
+    assert isinstance(claim, Claim)
+    claim.cell.run.mkdir(parents=True)
+    metrics = claim.cell.run / "metrics.csv"
+    for text in ("step,dev/accuracy\n1,0.5\n", "step,dev/accuracy\n"):
+        metrics.write_text(text)
+        assert not worker._is_hopeless(claim)
+
+
+def test_curves_of_a_run_that_is_gone(tmp_path: Path) -> None:
+    """Optuna was told negative losses where more is better."""
+    config = sweep_config(pruning={"metric": "dev/loss"})
+    directory = SweepDirectory(tmp_path)
+    sweep = begin(config, directory, None, 1)
+    params = {"method.num_slots": 4}
+    number = sweep.trials.begin(Trial(point=point_id(params), params=params), {}, cell="x", place=sweep.place)
+    (gone := tmp_path / "gone").mkdir()
+    (gone / "metrics.csv").write_text("step,dev/loss\n10,2.5\n20,2.25\n")
+    report(sweep, Trial(number=number), gone)
+    assert [trial.reports for trial in sweep.state().trials if trial.number == number] == [((10, 2.5), (20, 2.25))]
+
+
 def test_storage_addresses(tmp_path: Path) -> None:
     directory = SweepDirectory(tmp_path / "s")
     with pytest.raises(ConfigError, match="SQLite cannot hand out trials to several workers"):
@@ -409,6 +506,18 @@ def test_storage_addresses(tmp_path: Path) -> None:
     run(sweep_config(), tmp_path / "u")
     with pytest.raises(ConfigError, match="comes too late"):
         begin(sweep_config(), SweepDirectory(tmp_path / "u"), "postgresql://me@nowhere/db", 1)
+
+
+def test_a_file_of_sqlite_is_found_from_every_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run(sweep_config(), tmp_path / "s", "sqlite:///sweep.db")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert_exactly_once(read_state(SweepDirectory(tmp_path / "s")), 2)
+    assert not any((tmp_path / "elsewhere").iterdir())
+    for address in ("sqlite://", "sqlite:///:memory:"):
+        with pytest.raises(ConfigError, match=r"name a file \(sqlite:///sweep\.db\)"):
+            begin(sweep_config(), SweepDirectory(tmp_path / "t"), address, 1)
 
 
 def test_no_password_is_written(tmp_path: Path) -> None:

@@ -185,6 +185,15 @@ def test_only_common_seeds_are_compared(tmp_path: Path) -> None:
     assert target.ci is None
 
 
+def test_means_without_pruned_seeds_say_so(tmp_path: Path) -> None:
+    """They are means of the seeds that did well."""
+    full = _state(tmp_path, {"m": [[0.5, 0.7], [0.6, 0.9]], "b": [[0.1, 0.4], [0.3, 0.5]]})
+    pruned = dataclasses.replace(full.trials[-1], status="pruned", values={})
+    found = efficiency_of(dataclasses.replace(full, trials=(*full.trials[:-1], pruned)))
+    assert found is not None
+    assert found.missing == ("method=b, train_share=1, seed 1: pruned",)
+
+
 def test_crossing_is_on_the_logarithm_of_the_share() -> None:
     shares = (0.25, 0.5, 1.0)
     assert crossing(shares, [0.1, 0.3, 0.5], 0.4) == pytest.approx(math.sqrt(0.5))

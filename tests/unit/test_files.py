@@ -12,11 +12,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from promptcomp.checkpoints.checkpoint_files import read_checkpoint, write_shard, write_whole
 from promptcomp.checkpoints.trained_state import write_export
 from promptcomp.config import ConfigError
-from promptcomp.errors import NoSpace
+from promptcomp.errors import NoSpace, is_full
 from promptcomp.evaluation.results import Results, write_results
 from promptcomp.files import (
     cache_folder,
@@ -133,6 +134,16 @@ def test_what_raises_leaves_the_file_before_and_nothing_else(tmp_path: Path) -> 
         raise RuntimeError
     assert path.read_text() == "before"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_full_disk_is_told_as_one_whoever_writes(tmp_path: Path) -> None:
+    """safetensors raises an error of its own: `distill`, and `fit` at its end, ended with a traceback."""
+    full = pytest.raises(OSError, match="No space left on device")
+    with full as found, replacing(tmp_path / "x"):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+    assert is_full(found.value)
+    assert found.value.filename == str(tmp_path / "x")
+    assert not any(tmp_path.iterdir())
 
 
 def test_folders_that_are_links_are_named(tmp_path: Path) -> None:

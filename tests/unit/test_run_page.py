@@ -88,6 +88,18 @@ class _Page(HTMLParser):
         self.tags.append((tag, dict(attrs)))
 
 
+def test_a_torn_row_of_metrics_is_none(tmp_path: Path) -> None:
+    """It would be that of another step, or hold another number."""
+    path = tmp_path / "metrics.csv"
+    for torn in ("12", "120,2.", "120,2.134"):
+        path.write_text(f"step,train/loss\r\n110,2.5\r\n{torn}")
+        assert [row["step"] for row in read_metrics(path)] == ["110"]
+    series = MetricsFile(path)
+    series.truncate(110)
+    series.append(120, {"train/loss": 2.25})
+    assert [(row["step"], row["train/loss"]) for row in read_metrics(path)] == [("110", "2.5"), ("120", "2.25")]
+
+
 @pytest.fixture
 def run(tmp_path: Path) -> RunDirectory:
     """A run as a fit leaves it, whose texts are hostile."""

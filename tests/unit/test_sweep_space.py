@@ -99,6 +99,14 @@ def test_dev_losses_under_other_terms_are_not_compared_half_way() -> None:
     assert comparable_part(config, params, "dev/accuracy") == {}
 
 
+@pytest.mark.parametrize("key", ["method", "method.name", "lm", "data", "data.num_demonstrations"])
+def test_trials_of_other_sections_are_not_compared_half_way(key: str) -> None:
+    """A choice may set a whole section: another LM, or a method with another number of slots."""
+    space = {"row": {"choices": {"a": {key: 1}, "b": {key: 2}}}, "optim.lr": {"values": [1e-3, 1e-4]}}
+    config = SweepConfig.model_validate({"experiment": "mend", "space": space})
+    assert comparable_part(config, {"row": "a", "optim.lr": 1e-3}, "dev/accuracy") == {"row": "a"}
+
+
 @pytest.mark.parametrize(
     ("words", "expected"),
     [

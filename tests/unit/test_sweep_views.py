@@ -15,7 +15,7 @@ from rich.console import Console
 from promptcomp.errors import ConfigError
 from promptcomp.sweeps.state import SweepState
 from promptcomp.sweeps.values import dev_reports, goals_of, metric_rows
-from promptcomp.sweeps.views.numbers import Runs, log_tail
+from promptcomp.sweeps.views.numbers import Runs, duration, log_tail
 from promptcomp.sweeps.views.overview import print_state
 from promptcomp.sweeps.views.points import Summary, best_cell
 from promptcomp.sweeps.views.tables import FORMATS, points_csv, state_json
@@ -72,6 +72,9 @@ def test_a_lucky_seed_alone_is_not_the_best(tmp_path: Path) -> None:
     assert found.ahead == found.leading
     text = _printed(state(tmp_path, config(seeds=2), trials, planned=4))
     assert "num_slots=2 is ahead of the best point, but has 1 of 2 seeds" in text
+    lost = dataclasses.replace(trials[1], status="failed", values={})
+    over = Summary(state(tmp_path, config(seeds=2), [trials[0], lost]), NOW)
+    assert over.why_no_best == "no point has finished all its seeds"
 
 
 def test_noise_is_judged_on_paired_differences(tmp_path: Path) -> None:
@@ -134,7 +137,8 @@ def test_the_best_point_is_one_that_is_wanted(tmp_path: Path) -> None:
     found = Summary(dataclasses.replace(done, left_out=(best.point,)), NOW)
     assert found.best is found.leading is found.points[1]
     assert len(found.points) == 4, "the table has it still"
-    later = dataclasses.replace(done, config=done.config.model_copy(update={"first_seed": 1}))
+    moved = done.config.model_copy(update={"first_seed": 1})
+    later = dataclasses.replace(done, config=moved, planned=done.planned + 4)
     assert Summary(later, NOW).why_no_best == "no point has finished all its seeds yet"
 
 
@@ -167,6 +171,16 @@ def test_progress_counts_and_times(tmp_path: Path) -> None:
     assert done.control_hours == 0
 
 
+def test_the_time_left_does_not_count_nights_between_attempts(tmp_path: Path) -> None:
+    """Both trials were interrupted and went on three days later; each has worked for two minutes."""
+    night = timedelta(days=3)
+    done = trial(tmp_path, 0, {"method.num_slots": 1}, values={"retained": 0.5}, ended=START + night)
+    half = trial(tmp_path, 1, {"method.num_slots": 2}, status="running", step=100, ended=None)
+    progress = Summary(state(tmp_path, config(seeds=1), [done, half], planned=4), START + night).progress
+    assert duration(done) == 120
+    assert progress.eta == pytest.approx((120 + 2 * 120) / 2)
+
+
 def test_controls_count_as_work(tmp_path: Path) -> None:
     """Their device hours, and the time until the last of them has ended."""
     found = one_dimension(tmp_path)
@@ -179,6 +193,14 @@ def test_controls_count_as_work(tmp_path: Path) -> None:
     assert progress.device_hours == pytest.approx(0.9)
     assert "0.900 device hours, 0.500 of them for the controls" in _printed(found)
     assert state_json(found)["progress"]["control_hours"] == pytest.approx(0.5)
+
+
+def test_a_control_that_failed_is_told(tmp_path: Path) -> None:
+    """Bounds stand in its place in the table."""
+    found = one_dimension(tmp_path)
+    lost = dataclasses.replace(found.controls[0], status="failed", values={}, problem="killed (exit code -9)")
+    text = _printed(dataclasses.replace(found, controls=(lost, *found.controls[1:])))
+    assert f"failed: {lost.point}, seed {lost.seed}: killed (exit code -9)" in text
 
 
 def test_dropped_points_leave_trials_out(tmp_path: Path) -> None:

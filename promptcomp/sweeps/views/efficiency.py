@@ -163,8 +163,9 @@ def efficiency_of(state: SweepState, metric: str | None = None, split: str | Non
             sizes.setdefault(size, trial)
             key = (scalar_text(trial.params[chooser]), size, float(trial.params[SHARE] or 0))
             values.setdefault(key, {})[trial.seed] = value
-        elif trial.status in ("finished", "failed"):
-            missing.append(f"{params_text(trial.params)}, seed {trial.seed}: {trial.problem or 'no such value'}")
+        elif trial.status in ("finished", "failed", "pruned"):
+            why = "pruned" if trial.status == "pruned" else trial.problem or "no such value"
+            missing.append(f"{params_text(trial.params)}, seed {trial.seed}: {why}")
     if not values:
         if own or not any(trial.status == "finished" for trial in state.trials):
             return None

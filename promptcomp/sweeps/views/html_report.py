@@ -15,7 +15,7 @@ from promptcomp.errors import ConfigError, command
 from promptcomp.evaluation.bootstrap import Mean
 from promptcomp.evaluation.formatting import many
 from promptcomp.evaluation.results import finite
-from promptcomp.files import read_text, write_atomic
+from promptcomp.files import read_text, unwritable, write_atomic
 from promptcomp.sweeps.state import SweepState
 from promptcomp.sweeps.views import plots, wording
 from promptcomp.sweeps.views.efficiency import efficiency_of
@@ -56,7 +56,7 @@ def write_report(state: SweepState) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         pictures = _pictures(summary, folder)
     except OSError as error:
-        raise ConfigError(f"{folder}: the report cannot be written ({error.strerror or error})") from None
+        raise unwritable(folder, error) from None
     files = {
         "trials.csv": trials_csv(state),
         "points.csv": points_csv(state),

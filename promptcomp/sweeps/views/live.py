@@ -115,7 +115,8 @@ def render(summary: Summary, console: Console) -> RenderableType:
         if len(running) > room:
             parts.append(_line(f"and {len(running) - room} more running", "dim"))
     for trial in summary.failures[-_FAILURES:]:
-        text = f"failed  {params_text(trial.params, summary.varying)}, seed {trial.seed}: {trial.problem or '?'}"
+        who = trial.point if trial.is_control else params_text(trial.params, summary.varying)
+        text = f"failed  {who}, seed {trial.seed}: {trial.problem or '?'}"
         parts.append(_line(plain_line(text), "red"))
     if len(summary.failures) > _FAILURES:
         more = len(summary.failures) - _FAILURES

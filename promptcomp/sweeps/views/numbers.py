@@ -170,7 +170,7 @@ class Progress:
         self.elapsed = max(0.0, (until - state.started).total_seconds()) if state.started else None
         """Seconds since the first start (to the end of the last trial or control when nothing is left)."""
         left = self.counts["waiting"] + self.counts["stale"] + self.controls - self.controls_done
-        self.eta = None if self.over or state.stopped_by else _eta(state, left, now)
+        self.eta = None if self.over or state.stopped_by else _eta(state, left)
         """Seconds until all is done at the present pace; None: not known (or done)."""
         self.control_hours = sum(control.device_seconds for control in state.controls) / 3600
         self.device_hours = sum(trial.device_seconds for trial in state.trials) / 3600 + self.control_hours
@@ -189,19 +189,21 @@ class Progress:
 
 
 def duration(trial: Trial) -> float | None:
-    """Seconds of the latest attempt; None: not begun or not ended."""
-    if trial.started is None or trial.ended is None:
-        return None
-    return max(0.0, (trial.ended - trial.started).total_seconds())
+    """Seconds that its attempts took, not those that it waited between them; None: not begun or not ended."""
+    return None if trial.started is None or trial.ended is None else _worked(trial)
 
 
-def _eta(state: SweepState, waiting: int, now: datetime) -> float | None:
+def _worked(trial: Trial) -> float:
+    return max(0.0, trial.device_seconds) / max(1, trial.devices)
+
+
+def _eta(state: SweepState, waiting: int) -> float | None:
     """The work left over the workers: a trial takes what the finished ones took, or what its own pace says."""
     finished = [seconds for t in state.trials if t.status == "finished" and (seconds := duration(t))]
     left, paces = [], []
     for trial in state.trials:
         if trial.status == "running" and trial.started is not None:
-            ran = max(0.0, (now - trial.started).total_seconds())
+            ran = _worked(trial)
             if trial.step and trial.max_steps:
                 paces.append(ran * max(1.0, trial.max_steps / trial.step))
                 left.append(max(0.0, paces[-1] - ran))

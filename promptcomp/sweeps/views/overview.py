@@ -174,7 +174,8 @@ def _failures(summary: Summary, console: Console) -> None:
 def failure_title(trial: Trial, summary: Summary) -> str:
     """Which trial failed, at what attempt, and why."""
     attempts = f" after {many(trial.attempt, 'attempt')}" if trial.attempt > 1 else ""
-    who = f"{params_text(trial.params, summary.varying or summary.dimensions)}, seed {trial.seed}"
+    names = summary.varying or summary.dimensions
+    who = f"{trial.point if trial.is_control else params_text(trial.params, names)}, seed {trial.seed}"
     return f"failed{attempts}: {who}: {trial.problem or 'no reason known'}"
 
 

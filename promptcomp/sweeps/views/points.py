@@ -89,7 +89,8 @@ class Summary:
         self.seeds = state.config.seeds
         """That every point should have."""
         self.progress = Progress(state, now or datetime.now(UTC))
-        self.failures = tuple(trial for trial in state.trials if trial.status == "failed")
+        self.failures = tuple(each for each in (*state.trials, *state.controls) if each.status == "failed")
+        """Trials, then controls."""
         grouped: dict[str, list[Trial]] = {}
         for trial in state.trials:
             grouped.setdefault(trial.point, []).append(trial)
@@ -154,7 +155,7 @@ class Summary:
         if not any(point.feasible for point in valued):
             return "no point meets the constraints"
         which = "that meets the constraints " if any(point.complete for point in valued) else ""
-        return f"no point {which}has finished all its seeds yet"
+        return f"no point {which}has finished all its seeds{'' if self.progress.over else ' yet'}"
 
     @property
     def ahead(self) -> Point | None:
