@@ -165,7 +165,8 @@ class DistillJob:
         """Make the cartridges, the one with the first number of slots first.
 
         Args:
-            outputs: files by slots; each is written as soon as its cartridge is there, or is stopped.
+            outputs: files by slots; each is written as soon as its cartridge is there, or is stopped and no finished one
+                was made here before.
 
         Raises:
             DistillStopped: a signal came; what is finished is kept, and the same call goes on.
@@ -200,11 +201,16 @@ class DistillJob:
             )
             for slots in self.budgets:
                 found[slots] = self._train(slots, train, held, beside, [questions[number] for number in out])
+                made = found[slots]
+                if slots in outputs and not made.finished and self.folder.has_finished(outputs[slots]):
+                    del found[slots]
+                    kept = f"; {outputs[slots]} stays the finished one of an earlier call"
+                    raise DistillStopped(self._how_far(slots, made.progress) + kept, found)
                 if slots in outputs:
-                    found[slots].prompt.save(outputs[slots], force=True)
-                    self.folder.wrote(outputs[slots])
-                if not found[slots].finished:
-                    raise DistillStopped(self._how_far(slots, found[slots].progress), found)
+                    made.prompt.save(outputs[slots], force=True)
+                    self.folder.wrote(outputs[slots], made.finished)
+                if not made.finished:
+                    raise DistillStopped(self._how_far(slots, made.progress), found)
         return found
 
     def _identity(self) -> dict[str, str]:

@@ -22,6 +22,8 @@ from promptcomp.documents import read_json
 from promptcomp.files import check_output, locked, make_folder, write_atomic
 
 _WHAT = "folder of a cartridge in the making"
+_STOPPED = " stopped"
+"""Behind the hash of a file whose training had not ended."""
 
 
 class WorkFolder:
@@ -91,15 +93,22 @@ class WorkFolder:
         """
         several = len(budgets) > 1
         found = {slots: output.with_stem(f"{output.stem}-{slots}") if several else output for slots in budgets}
-        made = self._kept("written.json")
         for file in found.values():
-            check_output(file, force or (file.is_file() and made.get(str(file.resolve())) == _hash_of(file)))
+            check_output(file, force or self._is_ours(file, "", _STOPPED))
         return found
 
-    def wrote(self, output: Path) -> None:
+    def wrote(self, output: Path, finished: bool) -> None:
         """Remember a file that was made here."""
-        known = {**self._kept("written.json"), str(output.resolve()): _hash_of(output)}
+        known = {**self._kept("written.json"), str(output.resolve()): _hash_of(output) + ("" if finished else _STOPPED)}
         write_atomic(self.path / "written.json", json.dumps(known, indent=1) + "\n")
+
+    def has_finished(self, output: Path) -> bool:
+        """Whether a file was made here by a training that came to its end."""
+        return self._is_ours(output, "")
+
+    def _is_ours(self, file: Path, *states: str) -> bool:
+        known = self._kept("written.json").get(str(file.resolve()))
+        return file.is_file() and known in [_hash_of(file) + state for state in states]
 
     def _kept(self, name: str) -> dict[str, object]:
         path = self.path / name

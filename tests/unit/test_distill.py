@@ -423,6 +423,11 @@ def test_ctrl_c_keeps_the_best_and_the_same_command_goes_on(
     code, out, err = call(*words(lms))
     assert code == 0, err
     assert load_prompt("memory.safetensors").info.cost["steps"] == 4
+    monkeypatch.setattr(Training, "_step", interrupted)
+    code, out, err = call(*words(lms, "--steps", "6"))
+    assert code == 130, err
+    assert "memory.safetensors stays the finished one of an earlier call" in out.replace("\n", " ")
+    assert load_prompt("memory.safetensors").info.cost["steps"] == 4
 
 
 def test_ctrl_c_between_answers_keeps_those_that_are_there(
