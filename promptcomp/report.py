@@ -214,7 +214,8 @@ def cost_lines(results: Results) -> list[tuple[str, str]]:
     if results.is_bound:
         return lines
     if size.compression is not None:
-        kept = f"{number_text(size.context_tokens)} tokens in {number_text(size.memory_slots)} positions"
+        positions = f"{number_text(size.memory_slots)} position{'' if size.memory_slots == 1 else 's'}"
+        kept = f"{number_text(size.context_tokens)} tokens in {positions}"
         lines.append(("compression", f"{size.compression:.1f}x: {kept}"))
     if size.context_bytes and size.memory_bytes:
         lines.append(("memory", _ratio(size.memory_bytes, size.context_bytes, "stored")))

@@ -165,8 +165,8 @@ class DistillJob:
         """Make the cartridges, the one with the first number of slots first.
 
         Args:
-            outputs: files by slots; each is written as soon as its cartridge is there, or is stopped and no finished one
-                was made here before.
+            outputs: files by slots; each is written as soon as its cartridge is there, or is stopped where no finished
+                one was made before.
 
         Raises:
             DistillStopped: a signal came; what is finished is kept, and the same call goes on.

@@ -25,6 +25,7 @@ from promptcomp.chat.local_lm import end_tokens
 from promptcomp.config import ConfigError
 from promptcomp.datamodules.context_module import PromptFormat
 from promptcomp.errors import is_out_of_memory
+from promptcomp.evaluation.formatting import many
 from promptcomp.language_model import LanguageModel
 from promptcomp.language_model.generation import Settings
 from promptcomp.plain import shown
@@ -254,7 +255,8 @@ class App:
         if front is not None and self.lm.window is not None:
             room = min(room, self.lm.window - front - len(ids))
         if room < (asked or 1):
-            said = f"{asked or 1} tokens behind a query of {len(ids)} do not fit: there is room for {max(0, room)}"
+            answer = many(asked or 1, "token")
+            said = f"an answer of {answer} behind a query of {len(ids)} does not fit: there is room for {max(0, room)}"
             raise Refusal(400, said, "context_length_exceeded")
         reader = self._plain if prompt is None else prompt.reader
         slots = 0 if memory is None else int(memory.num_slots[0])
