@@ -403,4 +403,4 @@ def _reason(error: Exception) -> str:
 
 
 def _short(path: Path | str) -> str:
-    return text if len(text := str(path)) < 2 * _NAME else f"{text[:_NAME]}..."
+    return str(path) if len(str(path)) < 2 * _NAME else f"{str(path)[:_NAME]}..."

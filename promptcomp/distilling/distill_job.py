@@ -201,14 +201,14 @@ class DistillJob:
             )
             for slots in self.budgets:
                 found[slots] = self._train(slots, train, held, beside, [questions[number] for number in out])
-                made = found[slots]
-                if slots in outputs and not made.finished and self.folder.has_finished(outputs[slots]):
+                made, output = found[slots], outputs.get(slots)
+                if output is not None and not made.finished and self.folder.has_finished(output):
                     del found[slots]
-                    kept = f"; {outputs[slots]} stays the finished one of an earlier call"
+                    kept = f"; {output} stays the finished one of an earlier call"
                     raise DistillStopped(self._how_far(slots, made.progress) + kept, found)
-                if slots in outputs:
-                    made.prompt.save(outputs[slots], force=True)
-                    self.folder.wrote(outputs[slots], made.finished)
+                if output is not None:
+                    made.prompt.save(output, force=True)
+                    self.folder.wrote(output, made.finished)
                 if not made.finished:
                     raise DistillStopped(self._how_far(slots, made.progress), found)
         return found
