@@ -139,11 +139,15 @@ def _model_class(architecture: PretrainedConfig) -> type[PreTrainedModel]:
 def attention(config: LanguageModelConfig, architecture: PretrainedConfig) -> str:
     """The attention code that is used: what was asked for, or the best one that the model has.
 
+    torch's own attention (sdpa) knows no cap on the scores (`attn_logit_softcapping`); some versions of transformers
+    offer it all the same to models that have one.
+
     Raises:
         ConfigError: the model does not have the one that was asked for.
     """
     made, wanted = _model_class(architecture), config.attn_implementation
-    has = {"eager": True, "sdpa": made._supports_sdpa, "flex_attention": made._supports_flex_attn}
+    capped = getattr(architecture.get_text_config(), "attn_logit_softcapping", None) is not None
+    has = {"eager": True, "sdpa": made._supports_sdpa and not capped, "flex_attention": made._supports_flex_attn}
     if wanted is not None and not has[wanted]:
         others = " or ".join(name for name, there in has.items() if there)
         raise ConfigError(

@@ -146,8 +146,14 @@ def test_weights_that_are_missing_are_not_made_up(tmp_path: Path) -> None:
 
 
 def test_attention_is_what_the_model_has(tmp_path: Path) -> None:
-    for kind, best in (("gemma2", "eager"), ("llama", "sdpa")):
-        config = _saved(tmp_path / kind, tiny_family(kind))
+    capped = {"attn_logit_softcapping": 5.0}
+    for kind, changes, best in (
+        ("gemma2", {}, "eager"),
+        ("gemma3_text", {}, "sdpa"),
+        ("gemma3_text", capped, "eager"),
+        ("llama", {}, "sdpa"),
+    ):
+        config = _saved(tmp_path / kind, tiny_family(kind, **changes))
         architecture = open_architecture(config)
         assert attention(config, architecture) == best
         assert LanguageModel.from_config(config).hf.config._attn_implementation == best
