@@ -265,7 +265,7 @@ def curve(
     ],
     overrides: Overrides = None,
     fractions: Annotated[str, Option(help="Shares of the training data, with commas.")] = "0.125,0.25,0.5,1",
-    seeds: Annotated[int, Option(min=1, help="Trials of each point: seeds 0, 1, ...")] = 3,
+    seeds: Annotated[int | None, Option(min=1, help="Trials of each point: seeds 0, 1, ... Default: 3.")] = None,
     against: Annotated[list[str] | None, Option(help="Baselines (repeat, or with commas); default: finetune.")] = None,
     sizes: Annotated[list[str] | None, Option(help="Students: values of --size-key (repeat, or with commas).")] = None,
     size_key: Annotated[str, Option(help="The key that --sizes gives values of.")] = "lm.path",
@@ -297,9 +297,8 @@ def curve(
     config = data_efficiency(
         method,
         baselines,
-        overrides or (),
+        [*(overrides or ()), *([f"sweep.seeds={seeds}"] if seeds is not None else [])],
         shares=fractions,
-        seeds=seeds,
         sizes=",".join(sizes or ()),
         size_key=size_key,
     )

@@ -130,8 +130,9 @@ def read_body(content: bytes, chat: bool) -> Body:
         raise Refusal(400, "the body is no JSON object", "invalid_json")
     for name, empty in _ONLY.items():
         given = tree.get(name)
-        # in completions logprobs=0 asks for those of the chosen tokens, and Python takes it for False
-        if given is not None and (given not in empty or (name == "logprobs" and given is not False)):
+        # Python takes 0 for False, and logprobs=0 asks for those of the chosen tokens
+        same = (given == each and isinstance(given, bool) == isinstance(each, bool) for each in empty)
+        if given is not None and not any(same):
             raise Refusal(400, f"{name}={shown(given)} is not offered here; leave it out", "unsupported_parameter")
     try:
         body = Body.model_validate(tree)

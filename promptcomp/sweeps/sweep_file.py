@@ -214,7 +214,6 @@ def data_efficiency(
     words: Iterable[str] = (),
     *,
     shares: str = "0.125,0.25,0.5,1",
-    seeds: int = 3,
     sizes: str = "",
     size_key: str = "lm.path",
 ) -> SweepConfig:
@@ -226,7 +225,6 @@ def data_efficiency(
         words: `key=value` for all methods (`method.*`: for the first alone), `NAME:key=value` for one of them;
             `sweep.key=value` for the sweep.
         shares: numbers, with commas.
-        seeds: trials of each point.
         sizes: values of `size_key`, with commas; empty: what the method's file has.
         size_key: what `sizes` are values of.
 
@@ -247,7 +245,7 @@ def data_efficiency(
             **({size_key: _listed(sizes, "--sizes")} if sizes else {}),
             SHARE: _listed(shares, "--fractions"),
         },
-        "seeds": seeds,
+        "seeds": 3,
         "set": {},
         "objectives": [{"metric": "method"}],
     }

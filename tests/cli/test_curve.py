@@ -30,6 +30,7 @@ def test_a_curve_of_real_runs(run: Run, tmp_path: Path, monkeypatch: pytest.Monk
     words = ("curve", "step_by_step", "--fractions", "1", "--seeds", "1", "--workers", "2", *TINY)
     plan = json.loads(run(*words, "--dry-run", "--json").stdout)
     assert (plan["trials"], plan["finished"]) == (2, 0)
+    assert json.loads(run(*words, "sweep.seeds=2", "--dry-run", "--json").stdout)["trials"] == 2
     assert not any(tmp_path.iterdir())
     done = run(*words, "--json")
     assert done.returncode == 0, done.stderr

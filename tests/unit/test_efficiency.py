@@ -130,8 +130,8 @@ def test_mistakes_are_told(method: str, against: list[str], words: list[str], sh
 
 
 def test_shares_and_baselines_are_added_later_and_other_settings_refused() -> None:
-    first = data_efficiency("step_by_step", ["finetune"], WORDS, shares="0.5,1", seeds=1)
-    more = data_efficiency("step_by_step", ["finetune", "task_distillation"], WORDS, shares="0.25,0.5,1", seeds=3)
+    first = data_efficiency("step_by_step", ["finetune"], [*WORDS, "sweep.seeds=1"], shares="0.5,1")
+    more = data_efficiency("step_by_step", ["finetune", "task_distillation"], WORDS, shares="0.25,0.5,1")
     other = data_efficiency("step_by_step", ["finetune"], ["data.train_count=4"], shares="0.5,1")
     before = first.model_dump(mode="json")
     check_changes(Path("d"), before, more, base_tree(first), base_tree(more))

@@ -200,6 +200,7 @@ def test_stops_and_sampling(client: TestClient) -> None:
     ("status", "body", "words"),
     [
         (400, asked("gist", n=2), "n=2 is not offered"),
+        (400, asked("gist", n=True), "n=True is not offered"),
         (400, asked("gist", logprobs=True), "logprobs"),
         (400, asked("gist", logprobs=0), "logprobs=0 is not offered"),
         (400, asked("gist", temperature=-1), "temperature"),
