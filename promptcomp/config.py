@@ -262,15 +262,19 @@ def with_installed(group: str, own: Mapping[str, type[SectionT]], base: type[Sec
         where = f"{point.value} (entry point {point.name!r} of {group}, package {package})"
         try:
             section = point.load()
-        except Exception as error:  # whatever another package's code raises
+        except (Exception, SystemExit) as error:  # whatever another package's code raises
             NOT_LOADED[point.name] = (
                 f"{where} cannot be imported ({type(error).__name__}: {first_line(error)}); fix or uninstall {package}"
             )
             continue
         if not (isinstance(section, type) and issubclass(section, base)):
             raise ConfigError(f"{where} is no subclass of {base.__module__}.{base.__name__}")
-        if section.model_fields["name"].default != point.name:
-            raise ConfigError(f"{where}: the default of its field `name` has to be {point.name!r}")
+        if tag_of(section) != point.name:
+            raise ConfigError(f"{where}: it needs a field `name: Literal[{point.name!r}] = {point.name!r}`")
+        if lacks := [name for name in sorted(base.__class_vars__) if not hasattr(section, name)]:
+            raise ConfigError(
+                f"{where}: it lacks {', '.join(lacks)} ({base.__module__}.{base.__name__} says what they are)"
+            )
         if point.name in found:
             raise ConfigError(f"{where}: the name is taken by {found[point.name].__module__}")
         found[point.name] = section

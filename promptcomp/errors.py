@@ -128,7 +128,7 @@ def did_you_mean(found: str, known: Iterable[str], otherwise: str | None = None)
     return f"did you mean {near[0]!r}?" if near else otherwise or f"known: {', '.join(names) or 'none'}"
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """The first line with something in it of what an error says; its type where it says nothing."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 

@@ -89,8 +89,24 @@ def interval(
         axes.plot(*((ends, [place, place]) if sideways else ([place, place], ends)), **look)
 
 
+def _with_plain_numbers(figure: Figure) -> None:
+    """Numbers at logarithmic axes as plain text: matplotlib writes them as formulas, which our style does not read."""
+    from matplotlib.ticker import LogFormatter
+
+    class Plain(LogFormatter):
+        def __call__(self, x: float, pos: int | None = None) -> str:
+            return f"{x:,.6g}" if super().__call__(x, pos) else ""
+
+    for axis in (axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)):
+        if isinstance(axis.get_major_formatter(), LogFormatter):
+            scale: Any = axis.get_transform()
+            axis.set_major_formatter(Plain(scale.base))
+            axis.set_minor_formatter(Plain(scale.base))
+
+
 def save(figure: Figure, folder: Path, name: str) -> list[Path]:
     """Write one picture as NAME.png and NAME.svg, inside `drawing`."""
+    _with_plain_numbers(figure)
     paths = [folder / f"{name}.png", folder / f"{name}.svg"]
     with replacing(paths[0]) as temporary:
         figure.savefig(temporary, format="png", dpi=150, facecolor="white")

@@ -22,6 +22,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import yaml
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
+from pydantic_core import to_jsonable_python
 
 from promptcomp.config import Config, models_in, read_yaml, tag_of
 from promptcomp.documents import glossary, shipped
@@ -239,12 +240,11 @@ def markdown() -> str:
 
 def yaml_text(value: Any) -> str:
     """A value as a configuration would have it, on one line; a section in its differences from the defaults."""
-    if isinstance(value, BaseModel):
-        value = value.model_dump(mode="json", exclude_defaults=True)
-    if isinstance(value, str | Path):
-        text = str(value)
-        return text if text and text.isprintable() and text.strip() == text else json.dumps(text)
-    if isinstance(value, list | tuple):
+    tree = value.model_dump(mode="json", exclude_defaults=True) if isinstance(value, BaseModel) else value
+    value = to_jsonable_python(tree, fallback=str)
+    if isinstance(value, str):
+        return value if value and value.isprintable() and value.strip() == value else json.dumps(value)
+    if isinstance(value, list):
         return f"[{', '.join(map(yaml_text, value))}]"
     if isinstance(value, dict):
         return "{" + ", ".join(f"{key}: {yaml_text(each)}" for key, each in value.items()) + "}"

@@ -125,6 +125,12 @@ def shorten(text: str) -> str:
     return flat if len(flat) <= _SHOWN else flat[:_SHOWN] + "..."
 
 
+def without_thoughts(text: str) -> str:
+    """What a reasoning model says after its `<think>...</think>`; empty: the tokens ended while it thought."""
+    said = text.rpartition("</think>")[2]
+    return "" if said.lstrip().startswith("<think>") else said
+
+
 def cut_at(text: str, stop: Sequence[str]) -> str:
     """The text before the first of the stop texts."""
     places = [place for place in (text.find(end) for end in stop) if place >= 0]

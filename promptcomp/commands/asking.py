@@ -118,6 +118,7 @@ class Asking:
             return
         from promptcomp.chat.session import AskingStopped
 
+        before = [session.record.entries.get(question.key) for question in session.todo]  # refused, or not read
         try:
             if endpoint is not None:
                 _agree(session, self.prices, self.yes, console)
@@ -134,8 +135,8 @@ class Asking:
             with _progress(session, console) as seen:
                 session.ask_local(lm, self.batch_size, seen)
         except AskingStopped as stop:
-            left = sum(question.key not in session.record.entries for question in session.todo)
-            wanted = len(session.todo)
+            now = [session.record.entries.get(question.key) for question in session.todo]
+            wanted, left = len(now), sum(a is b for a, b in zip(before, now, strict=True))
             show(
                 f"error: {stop}; {wanted - left} of {wanted} {session.made} and all are kept in"
                 f" {session.record.path}; the same command continues with the other {left}",

@@ -18,6 +18,7 @@ from promptcomp import __version__
 from promptcomp.commands.common import JsonOption, tell
 from promptcomp.errors import ConfigError, first_line
 
+_MEMORY = Path("/proc/meminfo")
 _MINIMUM_DISK_GIB = 2.0
 
 
@@ -58,12 +59,19 @@ def _machine() -> Iterator[tuple[str, bool, str]]:
             yield "run directories", True, "can be written here"
     except OSError as error:
         yield "run directories", False, f"cannot write here: {error.strerror}; set output_dir"
+    memory = _free_memory()
+    told = "unknown" if memory is None else f"{memory:.1f} GiB free (the toy world needs about 1)"
+    yield "memory", memory is None or memory > 1, told
+
+
+def _free_memory() -> float | None:
+    """GiB that a new process can have, what the system gives back of its cache of files included; None: not told."""
     try:
-        memory = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
+        found = re.search(r"^MemAvailable: *(\d+) kB", _MEMORY.read_text(), re.MULTILINE)
+        kilobytes = int(found[1]) if found else os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**10
     except (ValueError, OSError):  # a system that does not tell
-        yield "memory", True, "unknown"
-    else:
-        yield "memory", memory > 1, f"{memory:.1f} GiB free (the toy world needs about 1)"
+        return None
+    return kilobytes / 2**20
 
 
 def _with_torch() -> Iterator[tuple[str, bool, str]]:

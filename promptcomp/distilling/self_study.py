@@ -16,7 +16,7 @@ from typing import ClassVar
 import numpy as np
 
 from promptcomp.chat.answer_file import AnswerFile, FileHeader, KeptAnswer, now
-from promptcomp.chat.replies import Reply
+from promptcomp.chat.replies import Reply, without_thoughts
 from promptcomp.config import ConfigError
 from promptcomp.errors import command
 
@@ -133,7 +133,7 @@ def _request(text: str, kind: str, seed: int, number: int) -> str:
 
 def the_question(reply: str) -> str:
     """The question in what an LM has written; empty: there is none of at least three words."""
-    line = next((line.strip() for line in reply.splitlines() if _END.search(line)), "")
+    line = next((line.strip() for line in without_thoughts(reply).splitlines() if _END.search(line)), "")
     line = _MARK.sub("", line).strip("\"'`* \u201c\u201d")
     end = _END.search(line)
     question = line[: end.end()] if end else ""

@@ -83,7 +83,7 @@ def break_even(
     """
     ahead, gain = theirs_once - ours_once, theirs_each - ours_each
     if gain > 0:
-        return max(1, math.ceil(-ahead / gain)), None
+        return max(1, math.ceil(-ahead / gain - 1e-9)), None  # sums of floats in another order are equal
     if ahead + gain < 0:
         return None, None
     return (1, None) if gain == 0 else (1, math.floor(ahead / -gain))

@@ -7,13 +7,14 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import yaml
 
 from promptcomp.config import ConfigError
-from promptcomp.evaluation.bootstrap import RESAMPLES, percentile_interval, resample
+from promptcomp.evaluation.bootstrap import RESAMPLES, percentile_interval, resample, wilson
 from promptcomp.evaluation.metrics import group, kind_among
 from promptcomp.evaluation.predictions import LOWER_IS_BETTER, TEXT_METRICS, MetricName, Prediction
-from promptcomp.evaluation.results import Gap, Results, TaskHeadroom, finite
+from promptcomp.evaluation.results import Gap, Interval, Results, TaskHeadroom, finite
 from promptcomp.evaluation.texts import label_of
 from promptcomp.files import write_atomic
 
@@ -59,7 +60,7 @@ def _task(task: str, own: list[Prediction], wanted: MetricName, resamples: int) 
             no_prompt=samples.estimate(name, "no_prompt"),
             full_prompt=samples.estimate(name, "full_prompt"),
             headroom=finite(float(gap[0])),
-            ci=percentile_interval(gap, samples.num_contexts),
+            ci=percentile_interval(gap, samples.num_contexts) or _of_equals(name, float(gap[0]), samples.num_contexts),
         )
     labels = Counter(label_of(p.options[p.gold]) for p in choices)
     return TaskHeadroom(
@@ -70,6 +71,17 @@ def _task(task: str, own: list[Prediction], wanted: MetricName, resamples: int) 
         majority=max(labels.values()) / len(choices) if labels else None,
         gaps={str(name): gap for name, gap in gaps.items()},
     )
+
+
+def _of_equals(name: MetricName, gain: float, num_contexts: int) -> Interval | None:
+    """The interval of a gain in a score that every resample has: Wilson's, of -1 to 1 as a share of so many contexts.
+
+    A full context that is always right, where none never is, has the largest headroom there can be.
+    """
+    if num_contexts < 2 or name in LOWER_IS_BETTER or not np.isfinite(gain) or gain == 0:
+        return None
+    low, high = wilson((1 + gain) / 2 * num_contexts, num_contexts) or (0.0, 1.0)
+    return 2 * low - 1, 2 * high - 1
 
 
 def has_headroom(task: TaskHeadroom, by: str = "score") -> bool:

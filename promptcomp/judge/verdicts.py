@@ -19,7 +19,7 @@ from typing import Any, ClassVar, Literal
 
 from promptcomp.chat.answer_file import FileHeader, KeptAnswer, now
 from promptcomp.chat.client import Message
-from promptcomp.chat.replies import Reply
+from promptcomp.chat.replies import Reply, without_thoughts
 from promptcomp.chat.session import BYTES_PER_TOKEN
 from promptcomp.config import ConfigError
 from promptcomp.files import read_text
@@ -112,7 +112,7 @@ def parse_answer(text: str) -> ReadAnswer | None:
 
     A reasoning model's `<think>...</think>` is left aside. The object may have further keys.
     """
-    text = text.rpartition("</think>")[2].strip()
+    text = without_thoughts(text).strip()
     fenced = _FENCE.match(text)
     if fenced:
         text = fenced[1].strip()

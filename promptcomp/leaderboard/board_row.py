@@ -18,6 +18,7 @@ from promptcomp.files import make_folder, write_atomic
 SCHEMA = 1
 ROWS = "rows"
 """The folder of rows in a leaderboard's."""
+ROW_NAME = r"^[A-Za-z0-9._-]+$"
 Scores = tuple[float | None, ...]
 
 
@@ -58,7 +59,7 @@ class BoardRow(Measured):
     schema_version: int = Field(SCHEMA, alias="schema")
     board: str = ""
     """What its leaderboard is called."""
-    row: str = Field(pattern=r"^[A-Za-z0-9._-]+$")
+    row: str = Field(pattern=ROW_NAME)
     """Its name and its folder's: `mend-16`, `truncate_tail-16`, `evict_knorm-bytes-0.125`."""
     method: str
     """What it has in common with itself at other budgets: `mend`, `truncate_tail`."""

@@ -8,6 +8,7 @@ learning rates as every other.
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from promptcomp.documents import experiment_file, shipped
 from promptcomp.errors import ConfigError, did_you_mean
 from promptcomp.evaluation.formatting import many
 from promptcomp.evaluation.predictions import LOWER_IS_BETTER
-from promptcomp.leaderboard.board_row import RowBudget
+from promptcomp.leaderboard.board_row import ROW_NAME, RowBudget
 from promptcomp.rivals.rival import Share
 from promptcomp.sweeps.checking import headline_of
 from promptcomp.sweeps.space import experiment_of
@@ -179,6 +180,8 @@ def plan_of(track: Track, words: Iterable[str] = ()) -> TrackPlan:
         sweep = sweep.model_copy(update={"objectives": (aim,)})
     if twice := {row.name for row in rows if sum(row.name == each.name for each in rows) > 1}:
         raise ConfigError(f"{min(twice)} would be two rows; give each method, rival and budget once")
+    if odd := next((row for row in rows if not re.match(ROW_NAME, row.name)), None):
+        raise ConfigError(f"{odd.method!r}: a row is a folder; name it with letters, digits, '.', '_' and '-' alone")
     return TrackPlan(track, sweep, tuple(rows), experiment)
 
 

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 from promptcomp.batch import Batch, Context
 from promptcomp.checkpoints.trained_state import TrainedState, frozen_hash
 from promptcomp.config import ConfigError
+from promptcomp.evaluation.flops import read_flops
 from promptcomp.evaluation.option_accuracy import OptionAccuracy
 from promptcomp.language_model import LanguageModel, LanguageModelConfig, Scores, TextEncoder, token_table
 from promptcomp.language_model.blending import Blend, blended
@@ -360,6 +361,10 @@ class WholeContext(CompressionModule):
         """The context, read by the LM."""
         return self.lm.encode(context)
 
+    def compress_flops(self, context_tokens: float) -> float:
+        """Reading the context once; an encoder that reads queries beside it reads it with each of them."""
+        return 0.0 if self.lm.query_in_encoder else read_flops(self.lm.cost, self.lm.num_bos + context_tokens)
+
     def num_memory_slots(self, context_tokens: int) -> int:
         """One slot for every token of the context."""
         return context_tokens
@@ -387,18 +392,3 @@ def check_same_tokenizer(lm: LanguageModel, other: LanguageModel, what: str) -> 
             )
     if other.vocab_size < (lm.vocab_size if lm.tokenizer is None else len(lm.tokenizer)):
         raise ConfigError(f"{what}: {other.vocab_size} token embeddings are fewer than the LM's vocabulary")
-
-
-@torch.no_grad()
-def check_both_ways(lm: LanguageModel) -> None:
-    """Make sure that a decoder-only LM's tokens see what follows where the mask lets them; leaves it in eval mode.
-
-    Raises:
-        ConfigError: the LM's own code hides what follows, whatever mask it is given.
-    """
-    ids = torch.tensor([[0, 0], [0, 1]], device=token_table(lm.hf).weight.device)
-    mask = torch.ones_like(ids, dtype=torch.bool)
-    states = lm.eval().states(lm.prefix(Context(ids, mask, ids[:, 0]), both_ways=True))
-    if torch.equal(states[0, -2], states[1, -2]):
-        kind = lm.hf.config.model_type
-        raise ConfigError(f"method.attention = 'bidirectional': models of type {kind!r} read one way; use causal")

@@ -19,13 +19,9 @@ from promptcomp.evaluation.flops import read_flops
 from promptcomp.language_model import LanguageModel, embedding_scale, token_table
 from promptcomp.language_model.parts import Prefix
 from promptcomp.lightning_modules.adapters import add_lora
-from promptcomp.lightning_modules.base import (
-    Pass,
-    check_both_ways,
-    check_same_tokenizer,
-)
+from promptcomp.lightning_modules.base import Pass, check_same_tokenizer
 from promptcomp.lightning_modules.encoder_config import EncoderMethodConfig
-from promptcomp.lightning_modules.taught_module import TaughtModule
+from promptcomp.lightning_modules.taught_module import TaughtModule, check_both_ways
 
 
 def sharing_weights(lm: LanguageModel) -> LanguageModel:

@@ -20,7 +20,7 @@ from rich.console import Console
 
 from promptcomp.chat.answer_file import AnswerFile, FileHeader, KeptAnswer, now
 from promptcomp.chat.client import Message
-from promptcomp.chat.replies import Reply, cut_at
+from promptcomp.chat.replies import Reply, cut_at, without_thoughts
 from promptcomp.chat.session import BYTES_PER_TOKEN, AskingSession, Prices, Writing
 from promptcomp.config import ConfigError
 from promptcomp.datamodules.rationale.rationale_config import RationaleConfig
@@ -126,7 +126,7 @@ def read(template: PromptTemplate, text: str, row: RationaleRow) -> Parsed:
         text: the whole answer.
         row: the example; its options are the labels that count.
     """
-    text = cut_at(text.rpartition("</think>")[2], template.stop)
+    text = cut_at(without_thoughts(text), template.stop)
     if template.parse is not None:
         return parse(template.parse, text, options=row.options)
     marker = re.escape(str(template.marker).strip())

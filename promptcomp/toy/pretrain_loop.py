@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import platform
 import secrets
@@ -15,6 +16,7 @@ import transformers
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 import promptcomp
 from promptcomp.checkpoints.checkpoint_files import remove, replace
@@ -48,7 +50,6 @@ _LESSONS: dict[type[Config], Callable[[Any, int, int], Lessons[Any]]] = {
     ToySeq2SeqCurriculum: ToySeq2SeqLessons,
     InstructionCurriculum: InstructionLessons,
     RationaleCurriculum: RationaleLessons,
-    TextCorpus: TextLessons,
 }
 
 
@@ -69,7 +70,10 @@ def pretrain(config: PretrainConfig, output_dir: Path, on_step: OnStep | None = 
     if config.threads is not None:
         torch.set_num_threads(config.threads)  # of the whole process
     torch.manual_seed(config.seed)
-    lessons = _LESSONS[type(config.data)](config.data, config.batch_size, config.seed)
+    if isinstance(config.data, TextCorpus):  # weights that are gone on from know the tokens of their own text
+        lessons: Lessons[Any] = TextLessons(config.data, config.batch_size, config.seed, config.start_from)
+    else:
+        lessons = _LESSONS[type(config.data)](config.data, config.batch_size, config.seed)
     tokenizer = lessons.tokenizer
     special = tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id
     model = build_model(config.architecture, len(tokenizer), *special)
@@ -82,6 +86,9 @@ def pretrain(config: PretrainConfig, output_dir: Path, on_step: OnStep | None = 
             f"data.name = {config.data.name!r} trains {wanted} model, not model_type "
             f"{config.architecture.model_type!r}; start from the recipe {'toy_t5' if reads_pairs else 'toy_decoder'}"
         )
+    room = getattr(model.config, "max_position_embeddings", None)
+    if isinstance(config.data, TextCorpus) and room is not None and config.data.block_tokens > room:
+        raise ConfigError(f"data.block_tokens = {config.data.block_tokens}: the model has {room} positions")
     if config.start_from is not None:
         _load_weights(model, config.start_from)
     optim = config.optim
@@ -184,17 +191,30 @@ def build_model(
     """A freshly initialised model; initial weights follow torch's global seed.
 
     Raises:
-        ConfigError: transformers has no such model type, or a special start is asked of a model that cannot have it.
+        ConfigError: transformers has no such language model or cannot make it of these settings, or a special start is
+            asked of a model that cannot have it.
     """
+    kind = architecture.model_type
+    if kind not in CONFIG_MAPPING_NAMES:
+        raise ConfigError(f"architecture.model_type = {kind!r}: not known to transformers; try llama, gpt2 or t5")
     settings = {"vocab_size": vocab_size, "pad_token_id": pad_id, "bos_token_id": bos_id, "eos_token_id": eos_id}
     try:
-        config = AutoConfig.for_model(architecture.model_type, **{**settings, **architecture.settings})
-    except ValueError:
-        raise ConfigError(
-            f"architecture.model_type = {architecture.model_type!r}: not known to transformers; try llama, gpt2 or t5"
-        ) from None
-    auto_class = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-    model = auto_class.from_config(config)
+        usual = AutoConfig.for_model(kind)
+        for name in (name for name in architecture.settings if not hasattr(usual, name)):
+            if near := difflib.get_close_matches(name, {*usual.to_dict(), *usual.attribute_map}, 1, 0.85):
+                raise ConfigError(
+                    f"architecture.settings.{name}: a {kind} has no such setting; did you mean {near[0]!r}?"
+                )
+        config = AutoConfig.for_model(kind, **{**settings, **architecture.settings})
+        auto_class = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+        if type(config) not in auto_class._model_mapping:
+            raise ConfigError(f"architecture.model_type = {kind!r}: no language model; try llama, gpt2 or t5")
+        model = auto_class.from_config(config)
+    except ConfigError:
+        raise
+    except Exception as error:  # whatever transformers says of settings
+        told = (str(error).strip() or type(error).__name__).splitlines()[-1].strip()
+        raise ConfigError(f"architecture.settings: no {kind} can be made of them ({told})") from None
     if architecture.embedding_std is not None:
         torch.nn.init.normal_(model.get_input_embeddings().weight, std=architecture.embedding_std)
     if architecture.positional_start is not None:

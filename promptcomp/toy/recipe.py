@@ -247,7 +247,8 @@ class PretrainConfig(Config):
     seed: int = 0
     """Seed of the weights and of what is read."""
     start_from: Path | None = None
-    """The folder of an earlier run with the same architecture: go on from its weights (with a new seed's lessons)."""
+    """The folder of an earlier run with the same architecture: go on from its weights (with a new seed's lessons, or on
+    another text, which its tokenizer reads)."""
     steps: int | None = Field(default=None, ge=1)
     """Stop after this many steps (null: when the data's schedule is over); the short form of a recipe."""
     check_every: int = Field(default=50, ge=1)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from glob import escape
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -28,7 +29,7 @@ from promptcomp.toy.recipe import StageConfig, TextCorpus
 class TextLessons(Lessons[StageConfig]):
     """Packed next-token prediction, in one stage."""
 
-    def __init__(self, config: TextCorpus, batch_size: int, seed: int) -> None:
+    def __init__(self, config: TextCorpus, batch_size: int, seed: int, start_from: Path | None = None) -> None:
         super().__init__([StageConfig(name="text", steps=config.steps)], batch_size, f"text/{seed}")
         self.config = config
         self._texts: list[str] = []
@@ -40,7 +41,8 @@ class TextLessons(Lessons[StageConfig]):
             self._texts += [record.content["text"] for record in records]
         self._tasks = _metaicl_rows(config)
         documents = self._shuffled_documents()
-        self.tokenizer = train_tokenizer(documents, config.vocab_size)
+        made = None if start_from is None else _tokenizer_of(start_from)
+        self.tokenizer = made or train_tokenizer(documents, config.vocab_size)
         self._blocks = self._endless_blocks()
         self._held_out = torch.tensor([next(self._blocks) for _ in range(config.held_out_blocks)])
 
@@ -97,6 +99,18 @@ def train_tokenizer(documents: list[str], vocab_size: int) -> PreTrainedTokenize
         eos_token="<eos>",
         clean_up_tokenization_spaces=False,
     )
+
+
+def _tokenizer_of(folder: Path) -> PreTrainedTokenizerFast:
+    """That of an earlier run.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    try:
+        return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError):
+        raise ConfigError(f"start_from = '{folder}': no folder of an earlier run (it has no tokenizer)") from None
 
 
 def _next_token_loss(model: PreTrainedModel, blocks: Tensor) -> Tensor:

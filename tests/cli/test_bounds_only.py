@@ -80,6 +80,15 @@ def test_what_has_no_headroom() -> None:
     assert has_headroom(frequent, "loss")
 
 
+def test_a_task_that_the_full_prompt_alone_answers_always_has_headroom() -> None:
+    (task,) = headroom(predictions("certain", 0.0, 1.0, contexts=8), "accuracy", resamples=100)
+    gap = task.gaps["accuracy"]
+    assert (gap.headroom, gap.ci) == (1.0, (pytest.approx(2 * 8 / (8 + 1.96**2) - 1, abs=1e-3), 1.0))
+    assert has_headroom(task)
+    (few,) = headroom(predictions("certain", 0.0, 1.0, contexts=2), "accuracy", resamples=100)
+    assert not has_headroom(few)
+
+
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder for the runs of this module."""

@@ -127,11 +127,15 @@ def test_malformed_answers_are_asked_again_counted_and_kept(run: Run, runs: tupl
         asked = server.asked
         dropped = _judge(run, server, *runs, "--split", "unseen")
         assert server.asked == asked == {"unseen 0": 3, "unseen 1": 2, "unseen 2": 1}
+        server.rule = lambda *_: fault(500)
+        failed = _judge(run, server, *runs, "--split", "unseen", "--retry-malformed")
         server.rule = judge
         healed = _judge(run, server, *runs, "--split", "unseen", "--retry-malformed", "--json")
     found = json.loads(done.stdout)["splits"]["unseen"]
     assert (found["malformed"], found["count"], found["win_rate"]) == (1, 3, pytest.approx(2.5 / 3))
     assert "1 malformed answers (1 of them cut at --max-tokens) were left out" in dropped.stdout.replace("\n", " ")
+    assert "0 of 1 judgements were made by this call" in failed.stderr
+    assert "the other 1" in failed.stderr
     assert json.loads(healed.stdout)["splits"]["unseen"]["malformed"] == 0
     kept = next(line for line in _record(tmp_path) if line["choice"] is None)
     assert (kept["attempts"], kept["answers"]) == (3, ["I like both!"] * 3)

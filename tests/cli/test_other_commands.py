@@ -113,6 +113,17 @@ def test_doctor(run: Run) -> None:
     assert all(finding["ok"] for finding in findings.values()), findings
 
 
+def test_doctor_counts_memory_that_caches_files_as_free(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    told = tmp_path / "meminfo"
+    told.write_text("MemFree:          102400 kB\nMemAvailable:    8388608 kB\nCached:  8000000 kB\n")
+    monkeypatch.setattr("promptcomp.commands.doctor._MEMORY", told)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    findings = {finding["subject"]: finding for finding in json.loads(run("doctor", "--json").stdout)}
+    assert (findings["memory"]["ok"], findings["memory"]["detail"][:12]) == (True, "8.0 GiB free")
+
+
 def test_doctor_without_torch(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """What it can say it says, and what is missing is one line."""
     monkeypatch.setitem(sys.modules, "torch", None)

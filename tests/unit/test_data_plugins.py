@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator, Sequence
+from datetime import date
+from enum import Enum
 from importlib.metadata import EntryPoint
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
 
@@ -19,6 +23,8 @@ from promptcomp.datamodules.sections import Lengths
 from promptcomp.datamodules.sources.records import Found, Problem, tell
 from promptcomp.datamodules.tasks import InstructionRow, InstructionSource
 from promptcomp.experiment import Experiment
+from promptcomp.lightning_modules.method_config import MethodConfig
+from promptcomp.reference import yaml_text
 from tests.data_sections import byte_tokenizer, module_of, show, validate
 
 
@@ -121,3 +127,52 @@ def test_what_cannot_be_imported_is_left_out_and_named(
     with pytest.raises(ConfigError, match=r"method\.name = 'broken': no_such_module:Section .* cannot be imported"):
         build(Experiment, tree)
     datamodules._datasets.cache_clear()
+
+
+class _Lacking(MethodConfig):
+    """A section without a name, a title and a module."""
+
+
+class _Nameless(_Lacking):
+    """Its name may be any text."""
+
+    name: str = "mine"
+
+
+class _Bare(_Lacking):
+    """It has its name alone."""
+
+    name: Literal["mine"] = "mine"
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        (_Lacking, r"it needs a field `name: Literal\['mine'\] = 'mine'`"),
+        (_Nameless, r"it needs a field `name: Literal\['mine'\] = 'mine'`"),
+        (_Bare, "it lacks implementation, summary, title"),
+    ],
+)
+def test_a_section_that_lacks_something_is_refused(
+    section: type[MethodConfig], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    point = SimpleNamespace(name="mine", value="mine:Section", dist=None, load=lambda: section)
+    monkeypatch.setattr(config, "entry_points", lambda group: [point])
+    with pytest.raises(ConfigError, match=message):
+        config.with_installed("promptcomp.methods", {}, MethodConfig)
+
+
+def test_a_package_that_ends_the_program_when_it_is_imported_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    point = SimpleNamespace(name="mine", value="mine:Section", dist=None, load=lambda: sys.exit("no licence"))
+    monkeypatch.setattr(config, "entry_points", lambda group: [point])
+    monkeypatch.setattr(config, "NOT_LOADED", {})
+    assert config.with_installed("promptcomp.methods", {}, MethodConfig) == {}
+    assert "cannot be imported (SystemExit: no licence)" in config.NOT_LOADED["mine"]
+
+
+def test_defaults_of_any_type_are_shown() -> None:
+    class Colour(Enum):
+        RED = "red"
+
+    values = {Colour.RED: "red", date(2020, 1, 2): "2020-01-02", Path("a/b"): "a/b", frozenset({1}): "[1]"}
+    assert {value: yaml_text(value) for value in values} == values

@@ -286,6 +286,8 @@ def test_self_study_keeps_what_was_asked(tmp_path: Path) -> None:
         ("The tower is tall.", ""),
         ("Sure, here it is:\n\nWhat is the tower for?", "What is the tower for?"),
         ("Why?", ""),
+        ("<think>\nWhat should I ask?\n</think>\n\nWhat is the tower for?", "What is the tower for?"),
+        ("<think>\nWhat should I ask?\n", ""),
         ("", ""),
     ],
 )

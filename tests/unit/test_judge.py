@@ -42,6 +42,7 @@ GOOD = '{"reason": "because", "choice": "A"}'
         ('["A"]', None),
         ("A", None),
         ("", None),
+        (f"<think>At first {GOOD}, but then", None),
         ('{"reason": "because", "cho', None),
         ('{"a":' * 100_000, None),
     ],

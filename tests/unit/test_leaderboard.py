@@ -20,7 +20,7 @@ from promptcomp.leaderboard.board_row import BoardRow, read_rows, write_rows
 from promptcomp.leaderboard.board_views import NAMES, print_board, write_board
 from promptcomp.leaderboard.from_sweep import against_prefix_cache, choose_rate
 from promptcomp.leaderboard.significance import drawn, holm, lower_bound, paired_p
-from promptcomp.leaderboard.track import DIMENSION, plan_of, read_track
+from promptcomp.leaderboard.track import DIMENSION, Track, plan_of, read_track
 from promptcomp.sweeps.checking import check
 from promptcomp.terminal import PlainConsole
 from tests.sweep_states import trial
@@ -412,3 +412,10 @@ def test_rates_of_a_method_and_a_metric_of_its_own(tmp_path: Path) -> None:
 def test_mistakes_in_tracks(name: str, given: dict[str, Any], words: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         check(plan_of(read_track(name, given), words).sweep)
+
+
+def test_a_method_named_like_no_folder_is_refused_before_it_is_trained() -> None:
+    for name in ("my mend", "a/../mend"):
+        track = Track(experiment="mend", methods={name: {"experiment": "mend"}})
+        with pytest.raises(ConfigError, match=f"'{name}': a row is a folder"):
+            plan_of(track)

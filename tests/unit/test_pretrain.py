@@ -127,6 +127,10 @@ def test_text_recipe_learns_from_files_and_metaicl_tasks(tmp_path: Path) -> None
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "base")
     text = "Añother\nline => ok \n\n\n"
     assert tokenizer.decode(tokenizer(text).input_ids) == text
+    (tmp_path / "other.txt").write_text("zulu quick brown fox jumps\n\n" * 30)
+    other = {**tree["data"], "metaicl_dir": None, "files": [str(tmp_path / "other.txt")], "steps": 1}
+    run(build(PretrainConfig, {**tree, "data": other, "start_from": str(tmp_path / "base")}), tmp_path / "on")
+    assert AutoTokenizer.from_pretrained(tmp_path / "on").get_vocab() == tokenizer.get_vocab()
     (tmp_path / "data" / "t" / "t_13_train.jsonl").write_text(json.dumps({"input": None, "output": "yes"}))
     with pytest.raises(ConfigError, match=r"t_13_train.jsonl:1: 'input' is missing"):
         run(build(PretrainConfig, tree), tmp_path / "no")
@@ -162,6 +166,26 @@ def test_mistakes_are_told_apart(tmp_path: Path) -> None:
     }
     with pytest.raises(ConfigError, match="decoder_only goes with no other"):
         build(PretrainConfig, {**tree, "data": layouts})
+
+
+@pytest.mark.parametrize(
+    ("architecture", "message"),
+    [
+        ({"model_type": "vit"}, "'vit': no language model"),
+        ({"model_type": "llama", "settings": {"hidden_size": 32, "num_attention_heads": 5}}, "no llama can be made"),
+        ({"model_type": "llama", "settings": {"hidden_size": "abc"}}, "no llama can be made"),
+        ({"model_type": "llama", "settings": {"hidden_sise": 32}}, "did you mean 'hidden_size'"),
+        (
+            {"model_type": "gpt2", "settings": {"n_embd": 8, "n_head": 2, "n_layer": 1, "n_positions": 16}},
+            "16 positions",
+        ),
+    ],
+)
+def test_models_that_cannot_be_made_are_told(architecture: dict[str, Any], message: str, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("A paragraph.\n\n" * 30)
+    data = {"name": "text", "files": [str(tmp_path / "a.txt")], "vocab_size": 300, "block_tokens": 32}
+    with pytest.raises(ConfigError, match=message):
+        run(build(PretrainConfig, {"architecture": architecture, "data": data, "steps": 1}), tmp_path / "no")
 
 
 def test_paragraphs_are_documents_whatever_ends_their_lines(tmp_path: Path) -> None:

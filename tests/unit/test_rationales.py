@@ -116,6 +116,7 @@ def test_template_names() -> None:
         (" r So: yes.\nQ: more So: no", ("r", "yes", "ok")),
         ("<think>So: no</think> r So: Yes", ("r", "yes", "repaired")),
         ("r So: maybe.", ("r", "", "out_of_set")),
+        ("<think> r So: yes. Or is it", ("", "", "empty")),
         ("r So:", ("r", "", "empty_label")),
         ("r", ("", "", "no_marker")),
         ("", ("", "", "empty")),
