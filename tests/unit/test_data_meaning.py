@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 from tokenizers import AddedToken
 
-from promptcomp.config import build
+from promptcomp.config import ConfigError, build
 from promptcomp.datamodules import DATASETS
 from promptcomp.datamodules.icl import ICLDataModule
+from promptcomp.datamodules.instruction.instruction_config import InstructionColumns
 from promptcomp.datamodules.instruction.templates import chat_template, turn_end
 from promptcomp.datamodules.sections import DataConfig
-from promptcomp.datamodules.sources.instruction_sources import BadConversation, first_exchange
+from promptcomp.datamodules.sources.instruction_sources import BadConversation, RowsInMemory, first_exchange
 from promptcomp.evaluation.predictions import make_predictions
 from promptcomp.toy.icl_world import toy_tokenizer
 from tests.classification import accuracy, macro_f1
@@ -181,6 +182,41 @@ def test_seeds_written_as_texts_or_with_a_point_are_read(tmp_path: Path) -> None
 def test_tasks_are_named_by_texts_or_whole_numbers(tmp_path: Path, name: Any) -> None:
     first, *_ = errors(table(tmp_path, [row(0), row(1, task=name)]))
     assert first.startswith("2: 'task' is ")
+
+
+# ---- columns
+
+
+@pytest.mark.parametrize("key", ["options", "task", "seed", "split"])
+def test_a_column_that_is_named_has_to_be_there(tmp_path: Path, key: str) -> None:
+    rows = [row(i) for i in range(4)]
+    message = "None: no row has a column 'Input'; did you mean 'input'?"
+    assert errors(table(tmp_path, rows, columns={key: "Input"})) == [message]
+    assert errors(table(tmp_path, [*rows, {**row(4), "Input": None}], columns={key: "Input"})) == []
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "csv"])
+def test_the_input_of_an_instruction_is_not_left_out_for_its_name(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"rows.{suffix}"
+    lines = {
+        "jsonl": ['{"instruction": "say it", "text": "one", "output": "two"}'] * 2,
+        "csv": ["instruction,text,output", "say it,one,two"],
+    }
+    path.write_text("\n".join(lines[suffix]))
+    tree = {"name": "instructions", "files": {"test": str(path)}, "columns": {"input": "txt"}}
+    assert errors(build(DATASETS["instructions"], tree)) == ["None: no row has a column 'txt'; did you mean 'text'?"]
+    given = [{"instruction": "say it", "text": "one", "output": "two"}]
+    with pytest.raises(ConfigError, match="no row has a column 'txt'"):
+        RowsInMemory(InstructionColumns(input="txt"), train=given)
+    assert RowsInMemory(InstructionColumns(input="text"), train=given).rows("train")[0].input == "one"
+
+
+def test_the_rationales_of_a_column_are_not_left_out_for_its_name(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"input": "one", "label": "two", "why": "so"}\n')
+    tree = {"name": "rationale_files", "test": [str(path)], "columns": {"llm_rationale": "whys"}}
+    config = build(DATASETS["rationale_files"], tree)
+    assert errors(config) == ["None: no row has a column 'whys'; did you mean 'why'?"]
 
 
 # ---- what is asked

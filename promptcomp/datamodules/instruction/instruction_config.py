@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 
 from promptcomp.config import Config, ConfigError
 from promptcomp.datamodules.sections import ChosenTasks, Lengths
-from promptcomp.datamodules.sources.records import Asked, NotHere
+from promptcomp.datamodules.sources.records import Asked, Named, NotHere
 
 TemplateName = Literal["alpaca_gist", "chat", "plain"]
 CONVERSATIONS = ("messages", "conversations", "conversation")
@@ -62,6 +62,10 @@ class InstructionColumns(Config):
         optional = tuple(name for name in (self.input, self.source, "system") if name is not None)
         required = (self.instruction, self.output) if answers else (self.instruction,)
         return Asked(required, optional if answers else (*optional, self.output), instead=CONVERSATIONS)
+
+    def named(self) -> Named:
+        """The optional ones to which a user has given a name."""
+        return Named(self, "input", "source")
 
 
 class Limits(Config):

@@ -19,7 +19,16 @@ from promptcomp.datamodules.instruction.instruction_config import (
 )
 from promptcomp.datamodules.sections import check_split
 from promptcomp.datamodules.sources.arrow import arrow_rows, open_table
-from promptcomp.datamodules.sources.records import Asked, Found, Record, collecting, good_records, text_problems
+from promptcomp.datamodules.sources.records import (
+    Asked,
+    Found,
+    Named,
+    Record,
+    collecting,
+    good_records,
+    has_errors,
+    text_problems,
+)
 from promptcomp.datamodules.sources.row_files import checked, read_records
 from promptcomp.datamodules.sources.rows import Duplicates
 from promptcomp.datamodules.tasks import InstructionRow, InstructionSource, LazySequence
@@ -151,8 +160,10 @@ def good_instructions(
     found: Found = None,
     notes: list[str] | None = None,
     answers: bool = True,
+    named: Named | None = None,
 ) -> list[InstructionRow]:
-    """The rows of a file or table; `notes` takes what a person should know about them, `answers`: each has to have one.
+    """The rows of a file or table; `notes` takes what a person should know about them, `answers`: each has to have one,
+    `named` is shown every row.
 
     Raises:
         ConfigError: there is no row or a bad one (named with its line), unless that is collected in `found`.
@@ -163,7 +174,7 @@ def good_instructions(
     def wrong(content: Mapping[str, Any]) -> list[str]:
         return instruction_problems(content, columns, allow_empty, answers)
 
-    for record in good_records(records, wrong, found, where):
+    for record in good_records(records, wrong, found, where, named=named):
         row = to_instruction(record.content, columns, stem, answers)
         rows.append(row)
         record.warn(instruction_warnings(row, answers), found)
@@ -202,15 +213,17 @@ class RowsInMemory(InstructionSource):
 
 
 def _given_rows(split: str, rows: Any, columns: InstructionColumns, allow_empty: bool) -> Iterator[InstructionRow]:
-    asked, name = columns.asked(), "rows" if split == "train" else split
+    asked, name, named = columns.asked(), "rows" if split == "train" else split, columns.named()
     for number, row in enumerate(_as_dictionaries(rows, name, asked)):
         if not isinstance(row, Mapping):
             raise ConfigError(f"{name}[{number}]: expected a dictionary, not {type(row).__name__}")
+        named.look(row)
         content, problem = checked(row, asked)
         problems = [problem] if problem else instruction_problems(content, columns, allow_empty)
         if problems:
             raise ConfigError(f"{name}[{number}]: {problems[0]}")
         yield to_instruction(content, columns, "rows")
+    named.check(None)
 
 
 def _as_dictionaries(rows: Any, name: str, asked: Asked) -> Iterable[Any]:
@@ -238,6 +251,7 @@ class HeldOutSource(InstructionSource):
         self.config, self._given, self._cuts = config, config.given(), config.cuts
         self._tables: dict[Place, Sequence[InstructionRow]] = {}
         self._notes: list[str] = []
+        self._named = self.config.columns.named()
 
     def rows(self, split: str) -> Sequence[InstructionRow]:
         """The rows of a split.
@@ -261,6 +275,8 @@ class HeldOutSource(InstructionSource):
         for split, place in self._given.items():
             with collecting(found, ", ".join(map(str, files_of(place))) or "data"):
                 self._read(split, found)
+        if not has_errors(found):
+            self._named.check(found)
 
     def notes(self) -> list[str]:
         """Later turns of conversations, which are left out."""
@@ -270,7 +286,8 @@ class HeldOutSource(InstructionSource):
         place, config, columns = self._given[split], self.config, self.config.columns
         if place not in self._tables:
             answers = config.asks is None
-            how, asked = (columns, config.allow_empty_instruction, found, self._notes, answers), columns.asked(answers)
+            asked = columns.asked(answers)
+            how = columns, config.allow_empty_instruction, found, self._notes, answers, self._named
             if not isinstance(place, str):
                 self._tables[place] = [
                     row

@@ -17,6 +17,7 @@ from promptcomp.datamodules.sections import check_split
 from promptcomp.datamodules.sources.records import (
     Asked,
     Found,
+    Named,
     Problem,
     Record,
     collecting,
@@ -57,6 +58,10 @@ class Columns(Config):
         """The columns for a reader."""
         optional = [name for name in (self.options, self.task, self.seed, self.split) if name is not None]
         return Asked((self.input, self.output), tuple(optional), lists=(self.options,) if self.options else ())
+
+    def named(self) -> Named:
+        """The optional ones to which a user has given a name."""
+        return Named(self, "options", "task", "seed", "split")
 
 
 METAICL_COLUMNS = Columns(seed=None, split=None)

@@ -12,7 +12,16 @@ from promptcomp.config import ConfigError
 from promptcomp.datamodules.icl_config import HFData, TableData
 from promptcomp.datamodules.sources.arrow import arrow_rows, open_table
 from promptcomp.datamodules.sources.metaicl_folder import read_task_lists
-from promptcomp.datamodules.sources.records import Asked, Found, Problem, collecting, good_records, tell
+from promptcomp.datamodules.sources.records import (
+    Asked,
+    Found,
+    Named,
+    Problem,
+    collecting,
+    good_records,
+    has_errors,
+    tell,
+)
 from promptcomp.datamodules.sources.row_files import read_records
 from promptcomp.datamodules.sources.rows import (
     Columns,
@@ -39,20 +48,21 @@ class Entry:
     role: str | None
 
 
-def read_entries(path: Path, columns: Columns, found: Found = None) -> list[Entry]:
+def read_entries(path: Path, columns: Columns, found: Found = None, named: Named | None = None) -> list[Entry]:
     """The rows of a file.
 
     Args:
         path: The file.
         columns: Names of its columns.
         found: Collects what is wrong and odd, and the reading goes on.
+        named: Is shown every row.
 
     Raises:
         ConfigError: the file is missing, cannot be read, or has a bad row (with its line) or none, unless collected.
     """
     entries, duplicates = list[Entry](), Duplicates()
     records = read_records(path, columns.asked())
-    for record in good_records(records, lambda content: row_problems(content, columns), found, path):
+    for record in good_records(records, lambda content: row_problems(content, columns), found, path, named=named):
         row = to_row(record.content, f"{path}:{record.line}", columns)
         entries.append(Entry(row, *place_of(record.content, columns, path.stem)))
         record.warn(row_warnings(record.content, columns), found)
@@ -68,13 +78,16 @@ class TableSource(HeldOutTasks):
     def __init__(self, config: TableData) -> None:
         self.config = config
         self._files: dict[Path, list[Entry]] = {}
+        self._named = config.columns.named()
 
     def _read_all(self, found: Found) -> None:
         config = self.config
         for path in dict.fromkeys([*config.train, *config.dev, *config.test, *config.demonstrations]):
             with collecting(found, str(path)):
-                self._files[path] = read_entries(path, config.columns, found)
+                self._files[path] = read_entries(path, config.columns, found, self._named)
                 self._warn_of_spellings(path, found)
+        if not has_errors(found):
+            self._named.check(found)
 
     def _warn_of_spellings(self, path: Path, found: Found) -> None:
         """Outputs that are one label in several spellings, and labels that look like one."""
@@ -106,7 +119,7 @@ class TableSource(HeldOutTasks):
         found: list[Entry] = []
         for path in paths:
             if path not in self._files:
-                self._files[path] = read_entries(path, self.config.columns)
+                self._files[path] = read_entries(path, self.config.columns, named=self._named)
             found += self._files[path]
         return found
 
@@ -172,6 +185,7 @@ class HFSource(HeldOutTasks):
     def __init__(self, config: HFData) -> None:
         self.config = config
         self._read: dict[str, Split] = {}
+        self._named = config.columns.named()
         self._lists = None if config.partition is None else read_task_lists(config.partition)
 
     @property
@@ -214,6 +228,8 @@ class HFSource(HeldOutTasks):
         for split in dict.fromkeys((self.config.train_split, self.config.test_split)):
             with collecting(found):
                 self._split(split, found)
+        if not has_errors(found):
+            self._named.check(found)
 
     def _split(self, split: str, found: Found = None) -> Split:
         """Places of the rows of every (task, seed, role), and how to read rows."""
@@ -227,7 +243,7 @@ class HFSource(HeldOutTasks):
                 missing = split == self.config.test_split and content.get(columns.split or "") in (None, "")
                 return row_problems(content, columns) or [f"{columns.split!r} is missing"] * missing
 
-            for record in good_records(table.records(), wrong, found):
+            for record in good_records(table.records(), wrong, found, named=self._named):
                 task, seed, role = place_of(record.content, columns, path)
                 groups.setdefault((task, seed, role or "train"), []).append(record.line - 1)
             names = (columns.input, columns.output, columns.options)
