@@ -213,6 +213,12 @@ def test_each_task_says_which_of_its_rows_are_shown(tmp_path: Path) -> None:
     assert second.demonstrations is second.queries
 
 
+def test_names_are_the_same_whatever_white_space_is_around_them(tmp_path: Path) -> None:
+    rows = [{**record("t", i), "task": " t"[i % 2 :], "split": ("Train ", "test")[i // 4]} for i in range(8)]
+    (task,) = TableSource(TableData(test=(write_lines(tmp_path / "rows.jsonl", rows),))).tasks("test")
+    assert (task.name, len(task.demonstrations), len(task.queries)) == ("t", 4, 4)
+
+
 def test_rows_of_a_pool_are_no_queries_beside_a_file_of_demonstrations(tmp_path: Path) -> None:
     shown = write_lines(tmp_path / "shown.jsonl", [record("t", i) for i in range(3)])
     rows = [{**record("t", i), "split": ("train", "test")[i % 2]} for i in range(10, 15)]
@@ -327,10 +333,14 @@ def test_one_dataset_with_mistakes(dataset: Path) -> None:
 def test_a_row_of_one_dataset_says_its_split(tmp_path: Path) -> None:
     import datasets
 
-    rows = [{**record("t", i), "split": split} for i, split in enumerate(("train", None, "test"))]
+    splits = ("train", None, "test", "validation", " Test", "TRAIN")
+    rows = [{**record("t", i), "split": split} for i, split in enumerate(splits)]
     datasets.DatasetDict({"set": datasets.Dataset.from_list(rows)}).save_to_disk(str(tmp_path / "saved"))
     config = hub(tmp_path / "saved", train_split="set", test_split="set")
-    assert [problem.message for problem in validate(config) if problem.line == 2] == ["'split' is missing"]
+    assert [(problem.line, problem.message) for problem in validate(config)] == [
+        (2, "'split' is missing"),
+        (4, "'split' is 'validation', expected train, dev, test"),
+    ]
 
 
 # ---- the registry

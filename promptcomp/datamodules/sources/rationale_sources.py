@@ -256,10 +256,16 @@ class TableRationales(_FileSource):
         self._named.check(found)
         if not self.config.rationales:
             return
-        ids = [row.id for split in self.splits for row in self.rows(split)]
-        if not any(each in (self._work or ()) for each in ids):
-            names = ", ".join(map(str, self.config.rationales))
-            tell(Problem(names, None, f"none of the ids belongs to a row of the data (such as {ids[0]!r})"), found)
+        ids = {row.id: None for split in self.splits for row in self.rows(split)}
+        work, names = self._work or {}, ", ".join(map(str, self.config.rationales))
+        if not any(name in ids for name in work):
+            tell(
+                Problem(names, None, f"none of the ids belongs to a row of the data (such as {next(iter(ids))!r})"),
+                found,
+            )
+        elif lost := [name for name in work if name not in ids]:
+            text = f"{len(lost)} of {len(work)} ids belong to no row of the data (such as {lost[0]!r})"
+            tell(Problem(names, None, text, "warning"), found)
 
     def _tables(self, split: str) -> Iterator[tuple[Iterator[Record], str]]:
         """The records of a split's files or of its table, and where they stand."""

@@ -230,11 +230,12 @@ def whole_number(value: Any) -> int:
 
 
 def name_in(value: Any) -> str | None:
-    """The name that a cell holds, as text or as a whole number (0 is one); None: it is empty.
+    """The name that a cell holds, as text without the white space around it or as a whole number (0 is one); None: it
+    is empty.
 
     Raises:
         ValueError: it holds something else.
     """
-    if value is None or value == "":
+    if value is None:
         return None
-    return value if isinstance(value, str) else str(whole_number(value))
+    return (value.strip() or None) if isinstance(value, str) else str(whole_number(value))

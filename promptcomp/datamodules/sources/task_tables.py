@@ -177,6 +177,9 @@ Split = tuple[Groups, Callable[[Sequence[int]], LazySequence[Row]]]
 """The groups of a split, and what reads the rows at some places."""
 
 
+_ROLES = ("train", "dev", "test")
+
+
 class HFSource(HeldOutTasks):
     """Lists the tasks of one dataset."""
 
@@ -240,8 +243,11 @@ class HFSource(HeldOutTasks):
             groups: Groups = {}
 
             def wrong(content: Mapping[str, Any]) -> list[str]:
-                missing = split == self.config.test_split and content.get(columns.split or "") in (None, "")
-                return row_problems(content, columns) or [f"{columns.split!r} is missing"] * missing
+                if (problems := row_problems(content, columns)) or split != self.config.test_split:
+                    return problems
+                role = place_of(content, columns, path)[2]
+                unknown = f"{columns.split!r} is {role!r}, expected {', '.join(_ROLES)}"
+                return [] if role in _ROLES else [unknown if role else f"{columns.split!r} is missing"]
 
             for record in good_records(table.records(), wrong, found, named=self._named):
                 task, seed, role = place_of(record.content, columns, path)
