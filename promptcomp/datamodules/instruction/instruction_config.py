@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import re
 from collections.abc import Mapping, Sequence
 from datetime import date
@@ -354,7 +355,8 @@ class TaskFilesData(HeldOutConfig):
         if names is None:
             first, *rest = map(re.escape, self.rows.split("{task}"))
             known = re.compile(first + "(?P<task>[^/]+)" + "(?P=task)".join(rest))
-            found = (str(path.relative_to(self.folder)) for path in self.folder.glob(self.rows.replace("{task}", "*")))
+            pattern = "*".join(map(glob.escape, self.rows.split("{task}")))
+            found = (str(path.relative_to(self.folder)) for path in self.folder.glob(pattern))
             matches = (match for path in found if (match := known.fullmatch(path)) and (self.folder / path).is_file())
             names = tuple(sorted(match["task"] for match in matches if not match["task"].startswith(".")))
         if not names:

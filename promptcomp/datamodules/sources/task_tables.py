@@ -20,6 +20,7 @@ from promptcomp.datamodules.sources.records import (
     collecting,
     good_records,
     has_errors,
+    name_in,
     tell,
 )
 from promptcomp.datamodules.sources.row_files import read_records
@@ -46,6 +47,8 @@ class Entry:
     task: str
     seed: int | None
     role: str | None
+    is_named: bool
+    """Whether the row itself says its task; otherwise the file's name does."""
 
 
 def read_entries(path: Path, columns: Columns, found: Found = None, named: Named | None = None) -> list[Entry]:
@@ -64,7 +67,8 @@ def read_entries(path: Path, columns: Columns, found: Found = None, named: Named
     records = read_records(path, columns.asked())
     for record in good_records(records, lambda content: row_problems(content, columns), found, path, named=named):
         row = to_row(record.content, f"{path}:{record.line}", columns)
-        entries.append(Entry(row, *place_of(record.content, columns, path.stem)))
+        is_named = columns.task is not None and name_in(record.content.get(columns.task)) is not None
+        entries.append(Entry(row, *place_of(record.content, columns, path.stem), is_named))
         record.warn(row_warnings(record.content, columns), found)
         duplicates.look(record, (entries[-1].task, row.input, row.output), "input and output", found)
     return entries
@@ -88,6 +92,19 @@ class TableSource(HeldOutTasks):
                 self._warn_of_spellings(path, found)
         if not has_errors(found):
             self._named.check(found)
+            for paths in (config.train, config.dev, config.test, config.demonstrations):
+                self._check_names(paths, found)
+
+    def _check_names(self, paths: Iterable[Path], found: Found) -> None:
+        """Files that are a task each, and have the same name in two folders."""
+        first: dict[str, Path] = {}
+        for path in paths:
+            if not all(entry.is_named for entry in self._files[path]) and first.setdefault(path.stem, path) != path:
+                text = (
+                    f"a task is named after its file, and {first[path.stem]} is task {path.stem!r} already; "
+                    "rename one, or name the tasks in a column (data.columns.task)"
+                )
+                tell(Problem(str(path), None, text), found)
 
     def _warn_of_spellings(self, path: Path, found: Found) -> None:
         """Outputs that are one label in several spellings, and labels that look like one."""
@@ -128,7 +145,7 @@ class TableSource(HeldOutTasks):
         tasks = []
         for (name, seed), members in _grouped(entries).items():
             rows = self._rows(members, members)
-            if len(rows) < 2:
+            if len(rows) < 2 and self.config.num_demonstrations:
                 raise ConfigError(f"task {name!r} has one row and so no demonstration for it; give it more rows")
             tasks.append(Task(name, kind_of(row.options for row in rows), rows, rows, seed))
         return tasks
