@@ -350,6 +350,8 @@ def test_one_dataset_with_mistakes(dataset: Path) -> None:
     columns = {"input": "question"}
     with pytest.raises(ConfigError, match=r"split meta_eval\): no column 'question'; the columns are"):
         hub(dataset, columns=columns).source().tasks("test")
+    with pytest.raises(ConfigError, match=r"\(split meta_eval\) has the seed 7; there are 13, 21"):
+        hub(dataset, seeds=[13, 7]).source().tasks("test")
     with pytest.raises(ConfigError, match=r"columns\.task and columns\.split must be named"):
         hub(dataset, columns={"task": None})
 

@@ -229,6 +229,11 @@ class HFSource(HeldOutTasks):
     def _evaluated(self, split: str) -> Sequence[Task]:
         """Test tasks come once for each data seed."""
         groups, take = self._split(self.config.test_split)
+        known = {seed for _, seed, _ in groups if seed is not None}
+        if lost := [seed for seed in self.config.seeds or () if seed not in known]:
+            there = ", ".join(map(str, sorted(known))) or "none"
+            where = f"{self._where} (split {self.config.test_split})"
+            raise ConfigError(f"data.seeds: no row of {where} has the seed {lost[0]}; there are {there}")
         tasks = []
         for (name, seed, role), places in groups.items():
             chosen = self.config.seeds is None or seed in self.config.seeds
