@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import lightning as L
 import torch
@@ -27,6 +27,7 @@ from promptcomp.evaluation.predictions import ExampleInfo, MetricName
 from promptcomp.language_model import text_of
 from promptcomp.language_model.blending import Blend
 
+Trims = bool | Literal["left", "right"]
 _LOOKED_AT = 32  # items of a split that are looked at for unknown tokens
 _COUNTED = 2000  # contexts of a split that are written to count tokens
 
@@ -41,8 +42,8 @@ class PromptFormat:
     """What stands for a query without text."""
     stop_ids: tuple[int, ...]
     """Tokens that end an answer."""
-    trims: bool = False
-    """Whether a query's text loses the white space around it."""
+    trims: Trims = False
+    """Whether a query's text loses the white space around it, or on which side."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -317,6 +317,51 @@ DATED = "{{ strftime_now('%d %b %Y') }} " + CHATML
 NO_ANSWERS = CHATML.replace("{{ m.content }}", "{{ m.content if m.role != 'assistant' }}").replace("<|im_end|>", "")
 
 
+_ALL = "{{ m.content | trim }}"
+NO_SYSTEM = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+FIRST = "{{ messages[0].content + '\n\n' if loop.first }}"
+TRIMMING = {
+    "nothing": CHATML,
+    "all": CHATML.replace("{{ m.content }}", _ALL),
+    "the end": CHATML.replace("{{ m.content }}", "{{ m.content.rstrip() }}"),
+    "the user's turn": CHATML.replace("{{ m.content }}", "{{ m.content | trim if m.role == 'user' else m.content }}"),
+    "one turn for both": NO_SYSTEM + CHATML.replace("{{ m.content }}", _ALL),
+    "the input behind the instruction": CHATML.replace("messages %}", "messages[1:] %}").replace(
+        "{{ m.content }}", FIRST + _ALL
+    ),
+}
+
+
+@pytest.mark.parametrize("what", TRIMMING)
+def test_white_space_is_taken_where_the_template_takes_it(what: str) -> None:
+    tokenizer = byte_tokenizer(TRIMMING[what])
+    template = chat_template(tokenizer, writes_bos=False)
+    for instruction, given in (
+        ("Indent it.", "  return x\n"),
+        ("  Say it\n", "\n a  b"),
+        ("{input}", "{instruction} <&>"),
+    ):
+        turns = [{"role": "system", "content": instruction}, {"role": "user", "content": given}]
+        if what == "one turn for both":
+            turns = [{"role": "user", "content": f"{instruction}\n\n{given}"}]
+        whole = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        assert template.context_text(instruction) + template.query_text(given) == whole
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        CHATML.replace("m.content", "m.content | e"),
+        CHATML.replace("m.content", "m.content | tojson"),
+        "{{ messages[0].content }}\n" + CHATML,
+        CHATML + "{{ messages[-1].content }}",
+    ],
+)
+def test_templates_that_change_or_repeat_texts_are_refused(template: str) -> None:
+    with pytest.raises(ConfigError, match="writes a text twice, or otherwise than it stands in the data"):
+        chat_template(byte_tokenizer(template), writes_bos=False)
+
+
 @pytest.mark.parametrize(
     ("template", "closer"),
     [(CHATML, "<|im_end|>"), (OPEN_ENDED, "</t>"), (BY_WORDS, None), (NO_ANSWERS, None), (DATED, "<|im_end|>")],
