@@ -7,6 +7,9 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+import datasets
+import numpy as np
+import pyarrow as pa
 import pytest
 from tokenizers import AddedToken
 
@@ -209,6 +212,24 @@ def test_the_input_of_an_instruction_is_not_left_out_for_its_name(tmp_path: Path
     with pytest.raises(ConfigError, match="no row has a column 'txt'"):
         RowsInMemory(InstructionColumns(input="txt"), train=given)
     assert RowsInMemory(InstructionColumns(input="text"), train=given).rows("train")[0].input == "one"
+
+
+def test_tables_in_memory_are_read_like_files() -> None:
+    texts = {"instruction": ["say it", "again"], "input": ["", ""], "output": ["one", "two"]}
+    far = pa.array([253_402_300_800_000] * 2, pa.timestamp("ms"))  # the year 10000
+    table, twice = pa.table({**texts, "when": far}), pa.table([*texts.values(), ["no", "no"]], names=[*texts, "output"])
+    for rows in (table, table.to_batches()[0], datasets.Dataset(table)):
+        assert [row.output for row in RowsInMemory(train=rows).rows("train")] == ["one", "two"]
+    with pytest.raises(ConfigError, match=r"rows\[0\]: 'input' cannot be read"):
+        RowsInMemory(train=pa.table({**texts, "input": far}))
+    with pytest.raises(ConfigError, match="rows: the column 'output' occurs twice"):
+        RowsInMemory(train=twice)
+    labelled = datasets.Dataset.from_dict({**texts, "output": [0, 1]}).cast_column(
+        "output", datasets.ClassLabel(names=["no", "yes"])
+    )
+    assert [row.output for row in RowsInMemory(train=labelled).rows("train")] == ["no", "yes"]
+    turns = np.array([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], dtype=object)
+    assert RowsInMemory(train=[{"messages": turns}]).rows("train")[0].output == "b"  # as pandas reads Parquet
 
 
 def test_the_rationales_of_a_column_are_not_left_out_for_its_name(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from promptcomp.datamodules.instruction.instruction_config import (
     files_of,
 )
 from promptcomp.datamodules.sections import check_split
-from promptcomp.datamodules.sources.arrow import arrow_rows, open_table
+from promptcomp.datamodules.sources.arrow import arrow_rows, open_table, table_of
 from promptcomp.datamodules.sources.records import (
     Asked,
     Found,
@@ -29,7 +29,7 @@ from promptcomp.datamodules.sources.records import (
     has_errors,
     text_problems,
 )
-from promptcomp.datamodules.sources.row_files import checked, read_records
+from promptcomp.datamodules.sources.row_files import batch_records, checked, read_records
 from promptcomp.datamodules.sources.rows import Duplicates
 from promptcomp.datamodules.tasks import InstructionRow, InstructionSource, LazySequence
 
@@ -215,10 +215,13 @@ class RowsInMemory(InstructionSource):
 def _given_rows(split: str, rows: Any, columns: InstructionColumns, allow_empty: bool) -> Iterator[InstructionRow]:
     asked, name, named = columns.asked(), "rows" if split == "train" else split, columns.named()
     for number, row in enumerate(_as_dictionaries(rows, name, asked)):
-        if not isinstance(row, Mapping):
+        if isinstance(row, Record):
+            content, problem = row.content, row.problem
+        elif isinstance(row, Mapping):
+            content, problem = checked({key: _as_list(value) for key, value in row.items()}, asked)
+        else:
             raise ConfigError(f"{name}[{number}]: expected a dictionary, not {type(row).__name__}")
-        named.look(row)
-        content, problem = checked(row, asked)
+        named.look(content)
         problems = [problem] if problem else instruction_problems(content, columns, allow_empty)
         if problems:
             raise ConfigError(f"{name}[{number}]: {problems[0]}")
@@ -226,14 +229,26 @@ def _given_rows(split: str, rows: Any, columns: InstructionColumns, allow_empty:
     named.check(None)
 
 
+def _as_list(value: Any) -> Any:
+    """A list, where a DataFrame that was read from a Parquet file has an array."""
+    return [*value] if isinstance(value, tuple | np.ndarray) else value
+
+
 def _as_dictionaries(rows: Any, name: str, asked: Asked) -> Iterable[Any]:
-    """Rows one by one; the missing values of a DataFrame are None, as those of other tables are."""
+    """Rows one by one (those of tables of Arrow as records); the missing values of a DataFrame are None, as those of
+    other tables are."""
     if hasattr(rows, "iterrows"):
         asked.check_header([*rows.columns], name)
         return list(rows.astype(object).where(rows.notna(), None).to_dict("records"))
-    for method in ("to_dicts", "to_pylist"):  # tables of Polars, of Arrow
-        if hasattr(rows, method):
-            return list(getattr(rows, method)())
+    if hasattr(rows, "to_iterable_dataset"):  # of `datasets`, with its names of classes
+        asked.check_header(rows.column_names, name)
+        return table_of(rows, name, asked).records()
+    if hasattr(rows, "to_pylist") and hasattr(rows, "schema"):  # of Arrow
+        asked.check_header(rows.schema.names, name)
+        chosen = rows.select([column for column in asked.all if column in rows.schema.names])
+        return batch_records(chosen.to_batches() if hasattr(chosen, "to_batches") else [chosen], name)
+    if hasattr(rows, "to_dicts"):  # of Polars
+        return list(rows.to_dicts())
     if isinstance(rows, str | bytes | Mapping) or not isinstance(rows, Iterable):
         raise ConfigError(f"{name}: expected rows (dictionaries, a DataFrame, a dataset), not {type(rows).__name__}")
     return rows
