@@ -38,6 +38,12 @@ def printable(text: str) -> str:
     return UNSEEN.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
+def trimmed(text: str, sides: object) -> str:
+    """A text without the white space at its "left", its "right" or both sides (True); as it is for anything else."""
+    text = text.lstrip() if sides is True or sides == "left" else text
+    return text.rstrip() if sides is True or sides == "right" else text
+
+
 def without_credentials(text: str) -> str:
     """A text whose addresses (`scheme://...`) have neither user and password nor secret values (`?password=...`)."""
     return _VALUE.sub(r"\1...", _USER.sub("", text)) if "://" in text else text

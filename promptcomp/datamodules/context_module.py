@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import lightning as L
 import torch
@@ -27,6 +27,7 @@ from promptcomp.evaluation.predictions import ExampleInfo, MetricName
 from promptcomp.language_model import text_of
 from promptcomp.language_model.blending import Blend
 
+Trims = bool | Literal["left", "right"]
 _LOOKED_AT = 32  # items of a split that are looked at for unknown tokens
 _COUNTED = 2000  # contexts of a split that are written to count tokens
 
@@ -41,8 +42,8 @@ class PromptFormat:
     """What stands for a query without text."""
     stop_ids: tuple[int, ...]
     """Tokens that end an answer."""
-    trims: bool = False
-    """Whether a query's text loses the white space around it."""
+    trims: Trims = False
+    """Whether a query's text loses the white space around it, or on which side."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,16 +269,18 @@ class ContextDataModule(L.LightningDataModule):
         return []
 
     def unknown(self) -> list[str]:
-        """A sentence for every split of which the LM's tokenizer does not know many tokens."""
-        items, texts = self.num_train_items(), dict[str, list[str]]()
+        """A sentence for every split of which the LM's tokenizer does not know many tokens or cannot write answers."""
+        items, texts, said = self.num_train_items(), dict[str, list[str]](), dict[str, str | None]()
         if items:
             draws = range(0, items, max(1, items // _LOOKED_AT))
             texts["train"] = [text for i in draws for text in self.train_texts(Draw(i, i))]
         for split in self.eval_splits:
             examples = self.examples(split)
-            some = (examples[i] for i in range(0, len(examples), max(1, len(examples) // _LOOKED_AT)))
+            some = [examples[i] for i in range(0, len(examples), max(1, len(examples) // _LOOKED_AT))]
             texts[split] = [text for each in some for text in (each.instruction, each.input, each.output)]
-        found = ((split, self.cache.unknown(read)) for split, read in texts.items())
+            if self.answers_are_generated:
+                said[split] = self.cache.rewritten([each.output for each in some if len(each.options) < 2])
+        found = ((split, self.cache.unknown(read) or said.get(split)) for split, read in texts.items())
         return [f"{split}: {sentence}" for split, sentence in found if sentence]
 
     def answer_of(self, text: str) -> str:

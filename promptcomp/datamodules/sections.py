@@ -5,6 +5,7 @@ Files of sections import no torch: what a section builds is imported when it is 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,6 +94,14 @@ class DataConfig(Config):
     }
     """What splits are, for people; a split that is not in it has a name of the user's."""
 
+    @model_validator(mode="after")
+    def _files_are_read_once(self) -> Self:
+        for key, paths in self._lists():
+            full = [*map(os.path.abspath, paths)]
+            if twice := [path for path, each in zip(paths, full, strict=True) if full.count(each) > 1]:
+                raise ValueError(f"{key}: {twice[0]} occurs twice, so its rows would count twice; leave one out")
+        return self
+
     @property
     def context_words(self) -> str:
         """A whole context in words: "24 demonstrations"."""
@@ -138,11 +147,14 @@ class DataConfig(Config):
         return tuple(path for _, path in self._named())
 
     def _named(self) -> Iterator[tuple[str, Path]]:
+        for key, paths in self._lists():
+            for path in paths:
+                yield key, path
+
+    def _lists(self) -> Iterator[tuple[str, list[Path]]]:
         for key, value in self:
             for each in value.values() if isinstance(value, dict) else (value,):
-                for path in each if isinstance(each, tuple) else (each,):
-                    if isinstance(path, Path):
-                        yield key, path
+                yield key, [path for path in (each if isinstance(each, tuple) else (each,)) if isinstance(path, Path)]
 
     @property
     def splits(self) -> tuple[str, ...] | None:

@@ -9,6 +9,8 @@ from functools import cached_property
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from promptcomp.evaluation.texts import same_label
+from promptcomp.language_model import text_of
 from promptcomp.plain import shown
 
 _MAX_CACHED_TOKENS = 64_000_000  # 4 bytes each, and about as much again for the texts
@@ -56,6 +58,17 @@ class TokenCache:
         share = ids.count(unknown) / max(1, len(ids))
         message = f"{share:.0%} of the tokens are unknown to the LM's tokenizer ({name}); use an LM that knows them"
         return message if share >= _MANY_UNKNOWN else None
+
+    def rewritten(self, outputs: Sequence[str]) -> str | None:
+        """What to say of answers that are other texts once the tokenizer has read and written them; None: none is."""
+        pairs = [(each, text_of(self._tokenizer, self(each))) for each in outputs]
+        if not (lost := [pair for pair in pairs if not same_label(*pair)]):
+            return None
+        count, first = f"{len(lost)} of the {len(outputs)} outputs", " as ".join(shown(text, 60) for text in lost[0])
+        return (
+            f"the LM's tokenizer writes {count} that were looked at otherwise ({first}), so no generated answer can "
+            "equal them"
+        )
 
     @cached_property
     def _backend(self) -> Tokenizer | None:

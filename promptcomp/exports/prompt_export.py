@@ -123,7 +123,8 @@ def export_prompt(path: Path, folder: Path, wanted: str, model: str | None = Non
             page, values = write(prompt, new)
         info = prompt.info
         if info.trims and wanted != "tensors":  # promptcomp does it itself
-            prompt.notes.append("Take the white space around a query away.")
+            where = "around" if info.trims is True else f"on the {info.trims} of"
+            prompt.notes.append(f"Take the white space {where} a query away.")
         values |= {"base": literal(prompt.base), "stop_ids": list(info.stop_ids), "notes": prompt.notes}
         values |= {"template": literal(info.query), "run": info.run if info.lm_is_trained else None}
         text = Page(page, values, package="promptcomp.exports").text(

@@ -15,7 +15,7 @@ from pydantic import ConfigDict, ValidationError
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from promptcomp.config import Config, ConfigError
-from promptcomp.datamodules.context_module import PromptFormat
+from promptcomp.datamodules.context_module import PromptFormat, Trims
 from promptcomp.evaluation.formatting import many
 from promptcomp.language_model import LanguageModelConfig
 from promptcomp.memory import Memory, load_memory
@@ -60,8 +60,8 @@ class PromptInfo(Config):
     """Template of a query, with `{input}` where its text goes."""
     empty_query: str = ""
     """What stands for a query without text."""
-    trims: bool = False
-    """Whether a query's text loses the white space around it."""
+    trims: Trims = False
+    """Whether a query's text loses the white space around it, or on which side."""
     stop_ids: tuple[int, ...] = ()
     """Tokens that end an answer."""
     created: str

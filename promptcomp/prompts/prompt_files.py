@@ -24,7 +24,7 @@ from promptcomp.language_model.generation import generate_within
 from promptcomp.language_model.loading import pick_device
 from promptcomp.language_model.parts import lent
 from promptcomp.memory import KVCache, Memory, memory_tensors, memory_to, save_memory
-from promptcomp.plain import shown
+from promptcomp.plain import shown, trimmed
 from promptcomp.prompts.artifact import PromptInfo, is_tokenizer, read_prompt, text_hash, weights_hash
 from promptcomp.prompts.sources import whole
 from promptcomp.run.opening import open_trained_lm, quiet
@@ -93,8 +93,7 @@ class PromptReader:
         Raises:
             ConfigError: nothing would be left for the LM to go on from, or it is no text.
         """
-        own = whole(query, "a query")
-        own = own.strip() if self.format.trims else own
+        own = trimmed(whole(query, "a query"), self.format.trims)
         text = self.format.query.replace("{input}", own) if own else self.format.empty_query
         ids = tuple(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
         if not ids and self.lm.family == "decoder":

@@ -11,6 +11,7 @@ import json
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
+from promptcomp.plain import trimmed
 from promptcomp.vllm_connector.shelf import FIELD, PLACEHOLDER, PromptShelf, Refused
 
 Scope = MutableMapping[str, Any]
@@ -93,7 +94,7 @@ class PromptGate:
         async def ids(query: Any) -> list[int]:
             if not isinstance(query, str):
                 return _whole(query)
-            own = query.strip() if found.info.get("trims") else query
+            own = trimmed(query, found.info.get("trims"))
             text = found.info["query"].replace("{input}", own) if own else found.info["empty_query"]
             body = {"model": request.get("model"), "prompt": text, "add_special_tokens": False}
             return _whole((await self._ask(scope, "POST", f"{root}/tokenize", body))["tokens"])

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from promptcomp.config import ConfigError, build
@@ -380,6 +380,19 @@ def test_texts_that_the_tokenizer_does_not_know_are_told(tmp_path: Path) -> None
     assert any(re.match(r"train: \d\d% of the tokens are unknown .*<unk>", each) for each in told)
     assert any(each.startswith("test: 100% of the tokens are unknown") for each in told)
     assert not any("unknown" in str(each) for each in validate(config))
+
+
+@pytest.mark.parametrize("lower", [False, True])
+def test_outputs_that_the_tokenizer_cannot_write_are_told(tmp_path: Path, lower: bool) -> None:
+    path = tmp_path / "r.jsonl"
+    path.write_bytes(b"\n".join(_dump({"instruction": f"say {i}", "output": "Paris"}) for i in range(3)))
+    tokenizer = byte_tokenizer()
+    if lower:
+        tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()  # type: ignore[assignment]
+    tree = {"name": "instructions", "files": {"test": str(path)}}
+    told = [each.message for each in validate(build(DATASETS["instructions"], tree), tokenizer)]
+    message = "test: the LM's tokenizer writes 3 of the 3 outputs that were looked at otherwise ('Paris' as 'paris')"
+    assert any(each.startswith(message) for each in told) == lower
 
 
 def test_messages_show_the_beginning_of_long_labels(tmp_path: Path) -> None:

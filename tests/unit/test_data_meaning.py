@@ -7,15 +7,19 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+import datasets
+import numpy as np
+import pyarrow as pa
 import pytest
 from tokenizers import AddedToken
 
-from promptcomp.config import build
+from promptcomp.config import ConfigError, build
 from promptcomp.datamodules import DATASETS
 from promptcomp.datamodules.icl import ICLDataModule
+from promptcomp.datamodules.instruction.instruction_config import InstructionColumns
 from promptcomp.datamodules.instruction.templates import chat_template, turn_end
 from promptcomp.datamodules.sections import DataConfig
-from promptcomp.datamodules.sources.instruction_sources import BadConversation, first_exchange
+from promptcomp.datamodules.sources.instruction_sources import BadConversation, RowsInMemory, first_exchange
 from promptcomp.evaluation.predictions import make_predictions
 from promptcomp.toy.icl_world import toy_tokenizer
 from tests.classification import accuracy, macro_f1
@@ -183,6 +187,59 @@ def test_tasks_are_named_by_texts_or_whole_numbers(tmp_path: Path, name: Any) ->
     assert first.startswith("2: 'task' is ")
 
 
+# ---- columns
+
+
+@pytest.mark.parametrize("key", ["options", "task", "seed", "split"])
+def test_a_column_that_is_named_has_to_be_there(tmp_path: Path, key: str) -> None:
+    rows = [row(i) for i in range(4)]
+    message = "None: no row has a column 'Input'; did you mean 'input'?"
+    assert errors(table(tmp_path, rows, columns={key: "Input"})) == [message]
+    assert errors(table(tmp_path, [*rows, {**row(4), "Input": None}], columns={key: "Input"})) == []
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "csv"])
+def test_the_input_of_an_instruction_is_not_left_out_for_its_name(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"rows.{suffix}"
+    lines = {
+        "jsonl": ['{"instruction": "say it", "text": "one", "output": "two"}'] * 2,
+        "csv": ["instruction,text,output", "say it,one,two"],
+    }
+    path.write_text("\n".join(lines[suffix]))
+    tree = {"name": "instructions", "files": {"test": str(path)}, "columns": {"input": "txt"}}
+    assert errors(build(DATASETS["instructions"], tree)) == ["None: no row has a column 'txt'; did you mean 'text'?"]
+    given = [{"instruction": "say it", "text": "one", "output": "two"}]
+    with pytest.raises(ConfigError, match="no row has a column 'txt'"):
+        RowsInMemory(InstructionColumns(input="txt"), train=given)
+    assert RowsInMemory(InstructionColumns(input="text"), train=given).rows("train")[0].input == "one"
+
+
+def test_tables_in_memory_are_read_like_files() -> None:
+    texts = {"instruction": ["say it", "again"], "input": ["", ""], "output": ["one", "two"]}
+    far = pa.array([253_402_300_800_000] * 2, pa.timestamp("ms"))  # the year 10000
+    table, twice = pa.table({**texts, "when": far}), pa.table([*texts.values(), ["no", "no"]], names=[*texts, "output"])
+    for rows in (table, table.to_batches()[0], datasets.Dataset(table)):
+        assert [row.output for row in RowsInMemory(train=rows).rows("train")] == ["one", "two"]
+    with pytest.raises(ConfigError, match=r"rows\[0\]: 'input' cannot be read"):
+        RowsInMemory(train=pa.table({**texts, "input": far}))
+    with pytest.raises(ConfigError, match="rows: the column 'output' occurs twice"):
+        RowsInMemory(train=twice)
+    labelled = datasets.Dataset.from_dict({**texts, "output": [0, 1]}).cast_column(
+        "output", datasets.ClassLabel(names=["no", "yes"])
+    )
+    assert [row.output for row in RowsInMemory(train=labelled).rows("train")] == ["no", "yes"]
+    turns = np.array([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], dtype=object)
+    assert RowsInMemory(train=[{"messages": turns}]).rows("train")[0].output == "b"  # as pandas reads Parquet
+
+
+def test_the_rationales_of_a_column_are_not_left_out_for_its_name(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"input": "one", "label": "two", "why": "so"}\n')
+    tree = {"name": "rationale_files", "test": [str(path)], "columns": {"llm_rationale": "whys"}}
+    config = build(DATASETS["rationale_files"], tree)
+    assert errors(config) == ["None: no row has a column 'whys'; did you mean 'why'?"]
+
+
 # ---- what is asked
 
 
@@ -279,6 +336,51 @@ OPEN_ENDED = "{% for m in messages %}{% if not loop.first %}</t>{% endif %}<|im_
 BY_WORDS = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
 DATED = "{{ strftime_now('%d %b %Y') }} " + CHATML
 NO_ANSWERS = CHATML.replace("{{ m.content }}", "{{ m.content if m.role != 'assistant' }}").replace("<|im_end|>", "")
+
+
+_ALL = "{{ m.content | trim }}"
+NO_SYSTEM = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+FIRST = "{{ messages[0].content + '\n\n' if loop.first }}"
+TRIMMING = {
+    "nothing": CHATML,
+    "all": CHATML.replace("{{ m.content }}", _ALL),
+    "the end": CHATML.replace("{{ m.content }}", "{{ m.content.rstrip() }}"),
+    "the user's turn": CHATML.replace("{{ m.content }}", "{{ m.content | trim if m.role == 'user' else m.content }}"),
+    "one turn for both": NO_SYSTEM + CHATML.replace("{{ m.content }}", _ALL),
+    "the input behind the instruction": CHATML.replace("messages %}", "messages[1:] %}").replace(
+        "{{ m.content }}", FIRST + _ALL
+    ),
+}
+
+
+@pytest.mark.parametrize("what", TRIMMING)
+def test_white_space_is_taken_where_the_template_takes_it(what: str) -> None:
+    tokenizer = byte_tokenizer(TRIMMING[what])
+    template = chat_template(tokenizer, writes_bos=False)
+    for instruction, given in (
+        ("Indent it.", "  return x\n"),
+        ("  Say it\n", "\n a  b"),
+        ("{input}", "{instruction} <&>"),
+    ):
+        turns = [{"role": "system", "content": instruction}, {"role": "user", "content": given}]
+        if what == "one turn for both":
+            turns = [{"role": "user", "content": f"{instruction}\n\n{given}"}]
+        whole = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        assert template.context_text(instruction) + template.query_text(given) == whole
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        CHATML.replace("m.content", "m.content | e"),
+        CHATML.replace("m.content", "m.content | tojson"),
+        "{{ messages[0].content }}\n" + CHATML,
+        CHATML + "{{ messages[-1].content }}",
+    ],
+)
+def test_templates_that_change_or_repeat_texts_are_refused(template: str) -> None:
+    with pytest.raises(ConfigError, match="writes a text twice, or otherwise than it stands in the data"):
+        chat_template(byte_tokenizer(template), writes_bos=False)
 
 
 @pytest.mark.parametrize(

@@ -213,6 +213,36 @@ def test_each_task_says_which_of_its_rows_are_shown(tmp_path: Path) -> None:
     assert second.demonstrations is second.queries
 
 
+def test_names_are_the_same_whatever_white_space_is_around_them(tmp_path: Path) -> None:
+    rows = [{**record("t", i), "task": " t"[i % 2 :], "split": ("Train ", "test")[i // 4]} for i in range(8)]
+    (task,) = TableSource(TableData(test=(write_lines(tmp_path / "rows.jsonl", rows),))).tasks("test")
+    assert (task.name, len(task.demonstrations), len(task.queries)) == ("t", 4, 4)
+
+
+def test_files_of_one_name_are_not_mixed_into_one_task(tmp_path: Path) -> None:
+    a, b = (
+        write_lines(tmp_path / name / "rows.jsonl", [{**record("", i), "input": f"{name} {i}"} for i in range(4)])
+        for name in ("a", "b")
+    )
+    (problem,) = [each for each in validate(TableData(test=(a, b))) if each.severity == "error"]
+    assert problem.file == str(b)
+    assert problem.message.startswith(f"a task is named after its file, and {a} is task 'rows' already")
+    train = validate(TableData(train=(a,), test=(b,), dev_share=0))
+    assert [each.message for each in train] == ["task 'rows' is both a train and a test task"]
+    for path in (a, b):
+        write_lines(path, [record("t", i) for i in range(4)])
+    (task,) = TableSource(TableData(test=(a, b))).tasks("test")
+    assert (task.name, len(task.queries)) == ("t", 8)
+    with pytest.raises(ConfigError, match=r"test: .*rows\.jsonl occurs twice"):
+        build(TableData, {"test": [str(a), str(a.parent / ".." / "a" / "rows.jsonl")]})
+
+
+def test_without_demonstrations_one_row_is_a_task(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "rows.jsonl", [record("t", 0)])
+    assert [p.severity for p in validate(TableData(test=(path,)))] == ["error"]
+    assert validate(TableData(test=(path,), num_demonstrations=0)) == []
+
+
 def test_rows_of_a_pool_are_no_queries_beside_a_file_of_demonstrations(tmp_path: Path) -> None:
     shown = write_lines(tmp_path / "shown.jsonl", [record("t", i) for i in range(3)])
     rows = [{**record("t", i), "split": ("train", "test")[i % 2]} for i in range(10, 15)]
@@ -320,6 +350,8 @@ def test_one_dataset_with_mistakes(dataset: Path) -> None:
     columns = {"input": "question"}
     with pytest.raises(ConfigError, match=r"split meta_eval\): no column 'question'; the columns are"):
         hub(dataset, columns=columns).source().tasks("test")
+    with pytest.raises(ConfigError, match=r"\(split meta_eval\) has the seed 7; there are 13, 21"):
+        hub(dataset, seeds=[13, 7]).source().tasks("test")
     with pytest.raises(ConfigError, match=r"columns\.task and columns\.split must be named"):
         hub(dataset, columns={"task": None})
 
@@ -327,10 +359,14 @@ def test_one_dataset_with_mistakes(dataset: Path) -> None:
 def test_a_row_of_one_dataset_says_its_split(tmp_path: Path) -> None:
     import datasets
 
-    rows = [{**record("t", i), "split": split} for i, split in enumerate(("train", None, "test"))]
+    splits = ("train", None, "test", "validation", " Test", "TRAIN")
+    rows = [{**record("t", i), "split": split} for i, split in enumerate(splits)]
     datasets.DatasetDict({"set": datasets.Dataset.from_list(rows)}).save_to_disk(str(tmp_path / "saved"))
     config = hub(tmp_path / "saved", train_split="set", test_split="set")
-    assert [problem.message for problem in validate(config) if problem.line == 2] == ["'split' is missing"]
+    assert [(problem.line, problem.message) for problem in validate(config)] == [
+        (2, "'split' is missing"),
+        (4, "'split' is 'validation', expected train, dev, test"),
+    ]
 
 
 # ---- the registry

@@ -223,6 +223,9 @@ def test_queries_lose_white_space_where_training_took_it(compressors: dict[tuple
     reader = compressors["gpt2", "mend"].reader
     trimming = PromptReader(reader.lm, replace(reader.format, trims=True))
     assert trimming.query_ids(" cat tea\n") == reader.query_ids("cat tea") != reader.query_ids(" cat tea\n")
+    for side, kept in (("left", "cat tea\n"), ("right", " cat tea")):
+        trimming = PromptReader(reader.lm, replace(reader.format, trims=side))  # type: ignore[arg-type]
+        assert trimming.query_ids(" cat tea\n") == reader.query_ids(kept)
 
 
 def test_nothing_is_compressed_that_no_query_can_follow(tmp_path: Path) -> None:

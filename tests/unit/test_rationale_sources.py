@@ -107,7 +107,8 @@ def test_a_missing_chunk(tmp_path: Path) -> None:
 
 def test_files_joined_by_id(tmp_path: Path) -> None:
     rows = [{"id": f"r{i}", "input": f"question {i}", "label": "yes"} for i in range(4)]
-    work = [{"id": "r2", "llm_label": "no", "llm_rationale": "because", "teacher": "t", "parse_status": "repaired"}]
+    work = [{"id": "r2 ", "llm_label": "no", "llm_rationale": "because", "teacher": "t", "parse_status": "repaired"}]
+    work.append({"id": "r9", "llm_label": "no"})
     config = RationaleFilesData(
         train=(_write(tmp_path / "train.jsonl", rows),),
         test=(_write(tmp_path / "test.jsonl", [{**rows[0], "llm_rationale": "so"}]),),
@@ -119,6 +120,7 @@ def test_files_joined_by_id(tmp_path: Path) -> None:
     found = validate(config)
     assert [problem for problem in found if problem.severity == "error"] == []  # no work for test rows is needed
     assert any("1 inputs of the test split are in train too" in problem.message for problem in found)
+    assert any("1 of 2 ids belong to no row of the data (such as 'r9')" in problem.message for problem in found)
 
 
 @pytest.mark.parametrize("indent", [None, 1])

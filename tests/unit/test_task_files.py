@@ -229,6 +229,8 @@ def test_files_that_are_no_tasks(folder: Path) -> None:
     write(folder / "tasks/._turn.json", "what an archive of another system leaves")
     (folder / "tasks/old.json").mkdir()
     assert sorted(section(folder).files()) == ["sort", "turn"]
+    (folder / "tasks").rename(folder / "tasks [1]")
+    assert sorted(section(folder, rows="tasks [1]/{task}.json").files()) == ["sort", "turn"]
 
 
 def test_options_that_the_lm_cannot_tell_apart(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import re
 from collections.abc import Mapping, Sequence
 from datetime import date
@@ -12,7 +13,7 @@ from pydantic import Field, model_validator
 
 from promptcomp.config import Config, ConfigError
 from promptcomp.datamodules.sections import ChosenTasks, Lengths
-from promptcomp.datamodules.sources.records import Asked, NotHere
+from promptcomp.datamodules.sources.records import Asked, Named, NotHere
 
 TemplateName = Literal["alpaca_gist", "chat", "plain"]
 CONVERSATIONS = ("messages", "conversations", "conversation")
@@ -62,6 +63,10 @@ class InstructionColumns(Config):
         optional = tuple(name for name in (self.input, self.source, "system") if name is not None)
         required = (self.instruction, self.output) if answers else (self.instruction,)
         return Asked(required, optional if answers else (*optional, self.output), instead=CONVERSATIONS)
+
+    def named(self) -> Named:
+        """The optional ones to which a user has given a name."""
+        return Named(self, "input", "source")
 
 
 class Limits(Config):
@@ -350,7 +355,8 @@ class TaskFilesData(HeldOutConfig):
         if names is None:
             first, *rest = map(re.escape, self.rows.split("{task}"))
             known = re.compile(first + "(?P<task>[^/]+)" + "(?P=task)".join(rest))
-            found = (str(path.relative_to(self.folder)) for path in self.folder.glob(self.rows.replace("{task}", "*")))
+            pattern = "*".join(map(glob.escape, self.rows.split("{task}")))
+            found = (str(path.relative_to(self.folder)) for path in self.folder.glob(pattern))
             matches = (match for path in found if (match := known.fullmatch(path)) and (self.folder / path).is_file())
             names = tuple(sorted(match["task"] for match in matches if not match["task"].startswith(".")))
         if not names:

@@ -15,9 +15,13 @@ from datetime import date, datetime
 from transformers import PreTrainedTokenizerBase
 
 from promptcomp.config import ConfigError
+from promptcomp.datamodules.context_module import Trims
 from promptcomp.datamodules.instruction.instruction_config import CustomTemplate, TemplateName
+from promptcomp.plain import trimmed
 
 _INSTRUCTION, _INPUT, _ANSWER, _NEXT = "INSTRUCTION7f3a", "INPUT7f3a", "ANSWER7f3a", "NEXT7f3a"
+_TEXT = "a \"b\" & <c> 'd'\n\n  {e}"
+"""Which no template may change."""
 _DIRECTIVES = [f"%{flag}{letter}" for flag in ("", "-") for letter in "aAbBcdDeFGHIjmMpRSTuUVwWxXyY"]
 """What a template can ask of a day."""
 _TWO_DAYS = (datetime(2001, 1, 2, 3, 4, 5), datetime(2012, 11, 23, 14, 15, 16))
@@ -44,8 +48,9 @@ class Template:
     """Tokens behind the text of every context."""
     closes_query: bool = False
     """Whether a query ends in `end_ids`, as encoders expect of what they read."""
-    trims: bool = False
-    """Whether instruction, input and output lose the white space around them."""
+    trims: Trims = False
+    """Where an input loses the white space around it; an output loses all where an input loses some."""
+    trims_instruction: Trims = False
     trims_context: bool = False
     """Whether the context loses the white space at its end."""
     dated: bool = False
@@ -53,12 +58,12 @@ class Template:
 
     def context_text(self, instruction: str) -> str:
         """The context of an instruction."""
-        text = self.context.replace("{instruction}", instruction.strip() if self.trims else instruction)
+        text = self.context.replace("{instruction}", trimmed(instruction, self.trims_instruction))
         return text.rstrip() if self.trims_context else text
 
     def query_text(self, input_text: str) -> str:
         """The query of an input, which may be empty."""
-        own = input_text.strip() if self.trims else input_text
+        own = trimmed(input_text, self.trims)
         return self.query.replace("{input}", own) if own else self.empty_query
 
     def output_text(self, output: str) -> str:
@@ -91,19 +96,38 @@ def chat_template(tokenizer: PreTrainedTokenizerBase, writes_bos: bool, day: dat
             "data.template = chat: the tokenizer's chat template does not write the instruction before the input; "
             + _OWN
         )
-    context, _, rest = whole.partition(_INSTRUCTION)
-    between, _, after = rest.partition(_INPUT)
+    context, between, after = _cut(whole)
     bos = tokenizer.bos_token
-    dates = {_renderer(tokenizer, each)(asked) for each in _TWO_DAYS}
+    one, other = (_renderer(tokenizer, each) for each in _TWO_DAYS)
+    dated = one(asked) != other(asked) and day is None
+    one = render if one(asked) is None else one  # on one day: the next second may be of another
+    if one(_asked(apart, _TEXT, _TEXT)) != _TEXT.join(_cut(str(one(asked)))):
+        raise ConfigError(
+            "data.template = chat: the tokenizer's chat template writes a text twice, or otherwise than it stands in "
+            f"the data; {_OWN}"
+        )
+
+    def trims(written: Callable[[str], _Messages], text: str) -> Trims:
+        left, right = (one(written(each)) == one(asked) for each in (f" {text}", f"{text} "))
+        return (left and right) or ("left" if left else "right" if right else False)
+
     return Template(
         context=(context.removeprefix(bos) if writes_bos and isinstance(bos, str) else context) + "{instruction}",
         query=between + "{input}" + after,
         empty_query=_empty_query(render, context, apart) or between.removesuffix("\n\n" * (not apart)) + after,
         output="{output}",
         end_ids=_end_ids(tokenizer, render, asked) or _eos(tokenizer),
-        trims=render(_asked(apart, f"{_INPUT} ")) == whole,
-        dated=len(dates) > 1 and day is None,
+        trims=trims(lambda text: _asked(apart, text), _INPUT),
+        trims_instruction=trims(lambda text: _asked(apart, _INPUT, text), _INSTRUCTION),
+        dated=dated,
     )
+
+
+def _cut(whole: str) -> tuple[str, str, str]:
+    """What a template writes in front of the instruction, between it and the input, and behind that."""
+    context, _, rest = whole.partition(_INSTRUCTION)
+    between, _, after = rest.partition(_INPUT)
+    return context, between, after
 
 
 def _eos(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
@@ -150,11 +174,11 @@ def _fixed_day(day: date) -> str:
     )
 
 
-def _asked(system: bool, input_text: str) -> _Messages:
+def _asked(system: bool, input_text: str, instruction: str = _INSTRUCTION) -> _Messages:
     """Messages for an input; `system`: the instruction has a turn of its own."""
     if system:
-        return [{"role": "system", "content": _INSTRUCTION}, {"role": "user", "content": input_text}]
-    return [{"role": "user", "content": f"{_INSTRUCTION}\n\n{input_text}"}]
+        return [{"role": "system", "content": instruction}, {"role": "user", "content": input_text}]
+    return [{"role": "user", "content": f"{instruction}\n\n{input_text}"}]
 
 
 def _has_system(render: _Render) -> bool:

@@ -56,20 +56,25 @@ def open_table(path: str, name: str | None, split: str, asked: Asked) -> Table:
     Raises:
         ConfigError: it cannot be found, reached or read, or lacks the split or a column.
     """
-    import datasets
-
     try:
         found = _open(path, name, split)
         asked.check_header(found.column_names, f"dataset {path} (split {split})")
-        found = found.select_columns([column for column in asked.all if column in found.column_names])
-        kinds = {name: kind for name, kind in found.features.items() if name not in asked.numbers}
-        labels = {name: kind.names for name, kind in kinds.items() if isinstance(kind, datasets.ClassLabel)}
-        return Table(f"{path}[{split}]", named(found.with_format("arrow")[:], labels))
+        return table_of(found, f"{path}[{split}]", asked)
     except ConfigError:
         raise
     except Exception as error:  # whatever a builder, a file system or a reader of the library raises
         message = f"dataset {path} (split {split}) cannot be loaded: {' '.join(str(error).split()) or repr(error)}"
         raise (ConfigError if Path(path).exists() else NotHere)(message) from None
+
+
+def table_of(found: Any, where: str, asked: Asked) -> Table:
+    """Those of the columns that are asked for that a dataset of `datasets` has; `where`: what messages call it."""
+    import datasets
+
+    found = found.select_columns([column for column in asked.all if column in found.column_names])
+    kinds = {name: kind for name, kind in found.features.items() if name not in asked.numbers}
+    labels = {name: kind.names for name, kind in kinds.items() if isinstance(kind, datasets.ClassLabel)}
+    return Table(where, named(found.with_format("arrow")[:], labels))
 
 
 def _open(path: str, name: str | None, split: str) -> Any:

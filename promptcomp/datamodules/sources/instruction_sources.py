@@ -18,9 +18,18 @@ from promptcomp.datamodules.instruction.instruction_config import (
     files_of,
 )
 from promptcomp.datamodules.sections import check_split
-from promptcomp.datamodules.sources.arrow import arrow_rows, open_table
-from promptcomp.datamodules.sources.records import Asked, Found, Record, collecting, good_records, text_problems
-from promptcomp.datamodules.sources.row_files import checked, read_records
+from promptcomp.datamodules.sources.arrow import arrow_rows, open_table, table_of
+from promptcomp.datamodules.sources.records import (
+    Asked,
+    Found,
+    Named,
+    Record,
+    collecting,
+    good_records,
+    has_errors,
+    text_problems,
+)
+from promptcomp.datamodules.sources.row_files import batch_records, checked, read_records
 from promptcomp.datamodules.sources.rows import Duplicates
 from promptcomp.datamodules.tasks import InstructionRow, InstructionSource, LazySequence
 
@@ -151,8 +160,10 @@ def good_instructions(
     found: Found = None,
     notes: list[str] | None = None,
     answers: bool = True,
+    named: Named | None = None,
 ) -> list[InstructionRow]:
-    """The rows of a file or table; `notes` takes what a person should know about them, `answers`: each has to have one.
+    """The rows of a file or table; `notes` takes what a person should know about them, `answers`: each has to have one,
+    `named` is shown every row.
 
     Raises:
         ConfigError: there is no row or a bad one (named with its line), unless that is collected in `found`.
@@ -163,7 +174,7 @@ def good_instructions(
     def wrong(content: Mapping[str, Any]) -> list[str]:
         return instruction_problems(content, columns, allow_empty, answers)
 
-    for record in good_records(records, wrong, found, where):
+    for record in good_records(records, wrong, found, where, named=named):
         row = to_instruction(record.content, columns, stem, answers)
         rows.append(row)
         record.warn(instruction_warnings(row, answers), found)
@@ -202,25 +213,42 @@ class RowsInMemory(InstructionSource):
 
 
 def _given_rows(split: str, rows: Any, columns: InstructionColumns, allow_empty: bool) -> Iterator[InstructionRow]:
-    asked, name = columns.asked(), "rows" if split == "train" else split
+    asked, name, named = columns.asked(), "rows" if split == "train" else split, columns.named()
     for number, row in enumerate(_as_dictionaries(rows, name, asked)):
-        if not isinstance(row, Mapping):
+        if isinstance(row, Record):
+            content, problem = row.content, row.problem
+        elif isinstance(row, Mapping):
+            content, problem = checked({key: _as_list(value) for key, value in row.items()}, asked)
+        else:
             raise ConfigError(f"{name}[{number}]: expected a dictionary, not {type(row).__name__}")
-        content, problem = checked(row, asked)
+        named.look(content)
         problems = [problem] if problem else instruction_problems(content, columns, allow_empty)
         if problems:
             raise ConfigError(f"{name}[{number}]: {problems[0]}")
         yield to_instruction(content, columns, "rows")
+    named.check(None)
+
+
+def _as_list(value: Any) -> Any:
+    """A list, where a DataFrame that was read from a Parquet file has an array."""
+    return [*value] if isinstance(value, tuple | np.ndarray) else value
 
 
 def _as_dictionaries(rows: Any, name: str, asked: Asked) -> Iterable[Any]:
-    """Rows one by one; the missing values of a DataFrame are None, as those of other tables are."""
+    """Rows one by one (those of tables of Arrow as records); the missing values of a DataFrame are None, as those of
+    other tables are."""
     if hasattr(rows, "iterrows"):
         asked.check_header([*rows.columns], name)
         return list(rows.astype(object).where(rows.notna(), None).to_dict("records"))
-    for method in ("to_dicts", "to_pylist"):  # tables of Polars, of Arrow
-        if hasattr(rows, method):
-            return list(getattr(rows, method)())
+    if hasattr(rows, "to_iterable_dataset"):  # of `datasets`, with its names of classes
+        asked.check_header(rows.column_names, name)
+        return table_of(rows, name, asked).records()
+    if hasattr(rows, "to_pylist") and hasattr(rows, "schema"):  # of Arrow
+        asked.check_header(rows.schema.names, name)
+        chosen = rows.select([column for column in asked.all if column in rows.schema.names])
+        return batch_records(chosen.to_batches() if hasattr(chosen, "to_batches") else [chosen], name)
+    if hasattr(rows, "to_dicts"):  # of Polars
+        return list(rows.to_dicts())
     if isinstance(rows, str | bytes | Mapping) or not isinstance(rows, Iterable):
         raise ConfigError(f"{name}: expected rows (dictionaries, a DataFrame, a dataset), not {type(rows).__name__}")
     return rows
@@ -238,6 +266,7 @@ class HeldOutSource(InstructionSource):
         self.config, self._given, self._cuts = config, config.given(), config.cuts
         self._tables: dict[Place, Sequence[InstructionRow]] = {}
         self._notes: list[str] = []
+        self._named = self.config.columns.named()
 
     def rows(self, split: str) -> Sequence[InstructionRow]:
         """The rows of a split.
@@ -261,6 +290,8 @@ class HeldOutSource(InstructionSource):
         for split, place in self._given.items():
             with collecting(found, ", ".join(map(str, files_of(place))) or "data"):
                 self._read(split, found)
+        if not has_errors(found):
+            self._named.check(found)
 
     def notes(self) -> list[str]:
         """Later turns of conversations, which are left out."""
@@ -270,7 +301,8 @@ class HeldOutSource(InstructionSource):
         place, config, columns = self._given[split], self.config, self.config.columns
         if place not in self._tables:
             answers = config.asks is None
-            how, asked = (columns, config.allow_empty_instruction, found, self._notes, answers), columns.asked(answers)
+            asked = columns.asked(answers)
+            how = columns, config.allow_empty_instruction, found, self._notes, answers, self._named
             if not isinstance(place, str):
                 self._tables[place] = [
                     row

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from promptcomp.config import Config
 from promptcomp.datamodules.sources.rationale_parsing import NLI_LABELS, STATUSES
-from promptcomp.datamodules.sources.records import Asked, name_in, text_problems, whole_number
+from promptcomp.datamodules.sources.records import Asked, Named, name_in, text_problems, whole_number
 from promptcomp.datamodules.sources.rows import option_problems
 from promptcomp.datamodules.tasks import RationaleRow
 from promptcomp.evaluation.texts import same_label
@@ -185,6 +185,11 @@ class RecordReader:
         lists = (columns.options,) if columns.options else ()
         numbers = (columns.label,) if columns.label_names else ()
         return Asked(tuple(fields), tuple(name for name in names if name), lists=lists, numbers=numbers)
+
+    def named(self) -> Named:
+        """The optional columns to which a user has given a name; a format has its own label and options."""
+        given = () if self._format is not None else ("label", "options")
+        return Named(self.columns, "id", "llm_label", "llm_rationale", "parse_status", "teacher", *given)
 
     def row(self, record: Mapping[str, Any], number: int, split: str) -> RationaleRow:
         """The row in a record.

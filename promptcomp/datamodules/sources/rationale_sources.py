@@ -17,6 +17,7 @@ from promptcomp.datamodules.sources.rationale_records import BadRow, RationaleCo
 from promptcomp.datamodules.sources.records import (
     Asked,
     Found,
+    Named,
     Problem,
     Record,
     collecting,
@@ -66,9 +67,15 @@ def _work_problems(record: Mapping[str, Any]) -> list[str]:
 
 
 def read_rows(
-    records: Iterable[Record], reader: RecordReader, split: str, where: str, found: Found, start: int = 0
+    records: Iterable[Record],
+    reader: RecordReader,
+    split: str,
+    where: str,
+    found: Found,
+    start: int = 0,
+    named: Named | None = None,
 ) -> list[RationaleRow]:
-    """The rows of a file or table; `start` rows of the split were read before.
+    """The rows of a file or table; `start` rows of the split were read before, `named` is shown every row.
 
     Raises:
         ConfigError: a bad row, or none, unless `found` collects that.
@@ -82,7 +89,7 @@ def read_rows(
             return [str(error)]
         return []
 
-    for record in good_records(records, wrong, found, where):
+    for record in good_records(records, wrong, found, where, named=named):
         rows[-1] = replace(rows[-1], where=f"{record.file}:{record.line}")
     return rows
 
@@ -225,12 +232,13 @@ class TableRationales(_FileSource):
         super().__init__()
         self.config = config
         self._reader = RecordReader(config.columns, config.format, config.human_rationales)
+        self._named = self._reader.named()
         self._work: Mapping[str, Mapping[str, Any]] | None = None
 
     def _read(self, split: str, found: Found) -> Sequence[RationaleRow]:
         rows: list[RationaleRow] = []
         for records, where in self._tables(split):
-            rows += read_rows(records, self._reader, split, where, found, start=len(rows))
+            rows += read_rows(records, self._reader, split, where, found, len(rows), self._named)
         if self._work is None:
             self._work = read_work(self.config.rationales, found)
         work = self._work
@@ -243,12 +251,21 @@ class TableRationales(_FileSource):
             ConfigError: the first bad row or file, unless they are collected.
         """
         super().check(found)
-        if not self.config.rationales or has_errors(found):
+        if has_errors(found):
             return
-        ids = [row.id for split in self.splits for row in self.rows(split)]
-        if not any(each in (self._work or ()) for each in ids):
-            names = ", ".join(map(str, self.config.rationales))
-            tell(Problem(names, None, f"none of the ids belongs to a row of the data (such as {ids[0]!r})"), found)
+        self._named.check(found)
+        if not self.config.rationales:
+            return
+        ids = {row.id: None for split in self.splits for row in self.rows(split)}
+        work, names = self._work or {}, ", ".join(map(str, self.config.rationales))
+        if not any(name in ids for name in work):
+            tell(
+                Problem(names, None, f"none of the ids belongs to a row of the data (such as {next(iter(ids))!r})"),
+                found,
+            )
+        elif lost := [name for name in work if name not in ids]:
+            text = f"{len(lost)} of {len(work)} ids belong to no row of the data (such as {lost[0]!r})"
+            tell(Problem(names, None, text, "warning"), found)
 
     def _tables(self, split: str) -> Iterator[tuple[Iterator[Record], str]]:
         """The records of a split's files or of its table, and where they stand."""

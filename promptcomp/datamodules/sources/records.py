@@ -12,7 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from promptcomp.config import ConfigError
+from promptcomp.config import Config, ConfigError
+from promptcomp.errors import did_you_mean
 
 LIST_SEPARATOR = "|"
 """Stands between the items of a CSV cell that is a list."""
@@ -135,12 +136,44 @@ class Record:
             tell(Problem(self.file, self.line, text, "warning"), found)
 
 
+class Named:
+    """Optional columns to which a user has given a name: some row of the data has to have each."""
+
+    def __init__(self, columns: Config, *optional: str) -> None:
+        """
+        Args:
+            columns: Names of the columns, a key for each; those that have their defaults may be absent.
+            optional: The keys that need no column.
+        """
+        self._keys = {getattr(columns, key): key for key in optional if getattr(columns, key) is not None}
+        for key in optional:
+            self._keys.pop(type(columns).model_fields[key].default, None)
+        self._there: set[str] = set()
+
+    def look(self, content: Mapping[str, Any]) -> None:
+        """See which of them a row has."""
+        if self._keys:
+            self._there.update(content)
+
+    def check(self, found: Found) -> None:
+        """Tell those that no row has had, once all were looked at.
+
+        Raises:
+            ConfigError: the first one, unless they are collected.
+        """
+        for name, key in self._keys.items():
+            if name not in self._there:
+                near = did_you_mean(name, self._there - {*self._keys}, "name one that is there, or null")
+                tell(Problem(f"data.columns.{key}", None, f"no row has a column {name!r}; {near}"), found)
+
+
 def good_records(
     records: Iterable[Record],
     wrong: Callable[[Mapping[str, Any]], list[str]],
     found: Found,
     where: object = None,
     what: str = "rows",
+    named: Named | None = None,
 ) -> Iterator[Record]:
     """The records that nothing is wrong with.
 
@@ -150,6 +183,7 @@ def good_records(
         found: Collects that.
         where: The file that must have rows; None: any number will do.
         what: Its rows in a word.
+        named: Is shown every record.
 
     Raises:
         ConfigError: a bad record, or none, unless that is collected.
@@ -157,6 +191,8 @@ def good_records(
     empty = where is not None
     for record in records:
         empty = False
+        if named is not None:
+            named.look(record.content)
         problems = wrong(record.content) if record.problem is None else [record.problem]
         for text in problems:
             tell(Problem(record.file, record.line, text), found)
@@ -194,11 +230,12 @@ def whole_number(value: Any) -> int:
 
 
 def name_in(value: Any) -> str | None:
-    """The name that a cell holds, as text or as a whole number (0 is one); None: it is empty.
+    """The name that a cell holds, as text without the white space around it or as a whole number (0 is one); None: it
+    is empty.
 
     Raises:
         ValueError: it holds something else.
     """
-    if value is None or value == "":
+    if value is None:
         return None
-    return value if isinstance(value, str) else str(whole_number(value))
+    return (value.strip() or None) if isinstance(value, str) else str(whole_number(value))

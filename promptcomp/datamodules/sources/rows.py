@@ -17,6 +17,7 @@ from promptcomp.datamodules.sections import check_split
 from promptcomp.datamodules.sources.records import (
     Asked,
     Found,
+    Named,
     Problem,
     Record,
     collecting,
@@ -57,6 +58,10 @@ class Columns(Config):
         """The columns for a reader."""
         optional = [name for name in (self.options, self.task, self.seed, self.split) if name is not None]
         return Asked((self.input, self.output), tuple(optional), lists=(self.options,) if self.options else ())
+
+    def named(self) -> Named:
+        """The optional ones to which a user has given a name."""
+        return Named(self, "options", "task", "seed", "split")
 
 
 METAICL_COLUMNS = Columns(seed=None, split=None)
@@ -104,11 +109,11 @@ def _place_problems(record: Mapping[str, Any], columns: Columns) -> list[str]:
 
 
 def place_of(record: Mapping[str, Any], columns: Columns, stem: str) -> tuple[str, int | None, str | None]:
-    """Task, data seed and role of a good record; without a task column the task is `stem`."""
+    """Task, data seed and role ("train", in any case) of a good record; without a task column the task is `stem`."""
     task = name_in(record.get(columns.task)) if columns.task else None
     seed = record.get(columns.seed) if columns.seed else None
     role = name_in(record.get(columns.split)) if columns.split else None
-    return stem if task is None else task, None if seed in (None, "") else whole_number(seed), role
+    return stem if task is None else task, None if seed in (None, "") else whole_number(seed), role and role.lower()
 
 
 def row_warnings(record: Mapping[str, Any], columns: Columns) -> list[str]:

@@ -46,7 +46,7 @@ class TaskFilesSource(HeldOutSource):
     def _task(self, task: str, path: Path, context: str | None, found: Found) -> list[InstructionRow]:
         config, answers = self.config, self.config.asks is None
         read = _Records(config, context)
-        how = config.columns, config.allow_empty_instruction, found, self._notes, answers
+        how = config.columns, config.allow_empty_instruction, found, self._notes, answers, self._named
         rows = good_instructions(read(path), task, str(path), *how)
         outputs = tuple(sorted({label_of(row.output) for row in rows if row.output or answers}))
         few = outputs if len(outputs) <= config.most_outputs else ()

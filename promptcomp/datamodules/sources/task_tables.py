@@ -12,7 +12,17 @@ from promptcomp.config import ConfigError
 from promptcomp.datamodules.icl_config import HFData, TableData
 from promptcomp.datamodules.sources.arrow import arrow_rows, open_table
 from promptcomp.datamodules.sources.metaicl_folder import read_task_lists
-from promptcomp.datamodules.sources.records import Asked, Found, Problem, collecting, good_records, tell
+from promptcomp.datamodules.sources.records import (
+    Asked,
+    Found,
+    Named,
+    Problem,
+    collecting,
+    good_records,
+    has_errors,
+    name_in,
+    tell,
+)
 from promptcomp.datamodules.sources.row_files import read_records
 from promptcomp.datamodules.sources.rows import (
     Columns,
@@ -37,24 +47,28 @@ class Entry:
     task: str
     seed: int | None
     role: str | None
+    is_named: bool
+    """Whether the row itself says its task; otherwise the file's name does."""
 
 
-def read_entries(path: Path, columns: Columns, found: Found = None) -> list[Entry]:
+def read_entries(path: Path, columns: Columns, found: Found = None, named: Named | None = None) -> list[Entry]:
     """The rows of a file.
 
     Args:
         path: The file.
         columns: Names of its columns.
         found: Collects what is wrong and odd, and the reading goes on.
+        named: Is shown every row.
 
     Raises:
         ConfigError: the file is missing, cannot be read, or has a bad row (with its line) or none, unless collected.
     """
     entries, duplicates = list[Entry](), Duplicates()
     records = read_records(path, columns.asked())
-    for record in good_records(records, lambda content: row_problems(content, columns), found, path):
+    for record in good_records(records, lambda content: row_problems(content, columns), found, path, named=named):
         row = to_row(record.content, f"{path}:{record.line}", columns)
-        entries.append(Entry(row, *place_of(record.content, columns, path.stem)))
+        is_named = columns.task is not None and name_in(record.content.get(columns.task)) is not None
+        entries.append(Entry(row, *place_of(record.content, columns, path.stem), is_named))
         record.warn(row_warnings(record.content, columns), found)
         duplicates.look(record, (entries[-1].task, row.input, row.output), "input and output", found)
     return entries
@@ -68,13 +82,29 @@ class TableSource(HeldOutTasks):
     def __init__(self, config: TableData) -> None:
         self.config = config
         self._files: dict[Path, list[Entry]] = {}
+        self._named = config.columns.named()
 
     def _read_all(self, found: Found) -> None:
         config = self.config
         for path in dict.fromkeys([*config.train, *config.dev, *config.test, *config.demonstrations]):
             with collecting(found, str(path)):
-                self._files[path] = read_entries(path, config.columns, found)
+                self._files[path] = read_entries(path, config.columns, found, self._named)
                 self._warn_of_spellings(path, found)
+        if not has_errors(found):
+            self._named.check(found)
+            for paths in (config.train, config.dev, config.test, config.demonstrations):
+                self._check_names(paths, found)
+
+    def _check_names(self, paths: Iterable[Path], found: Found) -> None:
+        """Files that are a task each, and have the same name in two folders."""
+        first: dict[str, Path] = {}
+        for path in paths:
+            if not all(entry.is_named for entry in self._files[path]) and first.setdefault(path.stem, path) != path:
+                text = (
+                    f"a task is named after its file, and {first[path.stem]} is task {path.stem!r} already; "
+                    "rename one, or name the tasks in a column (data.columns.task)"
+                )
+                tell(Problem(str(path), None, text), found)
 
     def _warn_of_spellings(self, path: Path, found: Found) -> None:
         """Outputs that are one label in several spellings, and labels that look like one."""
@@ -106,7 +136,7 @@ class TableSource(HeldOutTasks):
         found: list[Entry] = []
         for path in paths:
             if path not in self._files:
-                self._files[path] = read_entries(path, self.config.columns)
+                self._files[path] = read_entries(path, self.config.columns, named=self._named)
             found += self._files[path]
         return found
 
@@ -115,7 +145,7 @@ class TableSource(HeldOutTasks):
         tasks = []
         for (name, seed), members in _grouped(entries).items():
             rows = self._rows(members, members)
-            if len(rows) < 2:
+            if len(rows) < 2 and self.config.num_demonstrations:
                 raise ConfigError(f"task {name!r} has one row and so no demonstration for it; give it more rows")
             tasks.append(Task(name, kind_of(row.options for row in rows), rows, rows, seed))
         return tasks
@@ -164,6 +194,9 @@ Split = tuple[Groups, Callable[[Sequence[int]], LazySequence[Row]]]
 """The groups of a split, and what reads the rows at some places."""
 
 
+_ROLES = ("train", "dev", "test")
+
+
 class HFSource(HeldOutTasks):
     """Lists the tasks of one dataset."""
 
@@ -172,6 +205,7 @@ class HFSource(HeldOutTasks):
     def __init__(self, config: HFData) -> None:
         self.config = config
         self._read: dict[str, Split] = {}
+        self._named = config.columns.named()
         self._lists = None if config.partition is None else read_task_lists(config.partition)
 
     @property
@@ -195,6 +229,11 @@ class HFSource(HeldOutTasks):
     def _evaluated(self, split: str) -> Sequence[Task]:
         """Test tasks come once for each data seed."""
         groups, take = self._split(self.config.test_split)
+        known = {seed for _, seed, _ in groups if seed is not None}
+        if lost := [seed for seed in self.config.seeds or () if seed not in known]:
+            there = ", ".join(map(str, sorted(known))) or "none"
+            where = f"{self._where} (split {self.config.test_split})"
+            raise ConfigError(f"data.seeds: no row of {where} has the seed {lost[0]}; there are {there}")
         tasks = []
         for (name, seed, role), places in groups.items():
             chosen = self.config.seeds is None or seed in self.config.seeds
@@ -214,6 +253,8 @@ class HFSource(HeldOutTasks):
         for split in dict.fromkeys((self.config.train_split, self.config.test_split)):
             with collecting(found):
                 self._split(split, found)
+        if not has_errors(found):
+            self._named.check(found)
 
     def _split(self, split: str, found: Found = None) -> Split:
         """Places of the rows of every (task, seed, role), and how to read rows."""
@@ -224,10 +265,13 @@ class HFSource(HeldOutTasks):
             groups: Groups = {}
 
             def wrong(content: Mapping[str, Any]) -> list[str]:
-                missing = split == self.config.test_split and content.get(columns.split or "") in (None, "")
-                return row_problems(content, columns) or [f"{columns.split!r} is missing"] * missing
+                if (problems := row_problems(content, columns)) or split != self.config.test_split:
+                    return problems
+                role = place_of(content, columns, path)[2]
+                unknown = f"{columns.split!r} is {role!r}, expected {', '.join(_ROLES)}"
+                return [] if role in _ROLES else [unknown if role else f"{columns.split!r} is missing"]
 
-            for record in good_records(table.records(), wrong, found):
+            for record in good_records(table.records(), wrong, found, named=self._named):
                 task, seed, role = place_of(record.content, columns, path)
                 groups.setdefault((task, seed, role or "train"), []).append(record.line - 1)
             names = (columns.input, columns.output, columns.options)
