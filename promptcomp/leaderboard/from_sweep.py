@@ -6,8 +6,6 @@ from collections.abc import Iterator, Mapping
 from statistics import fmean
 from typing import Any
 
-import numpy as np
-
 from promptcomp import __version__
 from promptcomp.errors import ConfigError
 from promptcomp.evaluation.flops import break_even
@@ -172,7 +170,7 @@ def _value(part: SplitResult, row: str, metric: str) -> float | None:
 
 
 def _contexts(predictions: list[Prediction], row: str, metric: str) -> ContextScores:
-    """The score of every context of a split, in the order of the groups (task and data seed)."""
+    """The score of every context of a split that has some, in the order of the groups (task and data seed)."""
     groups = group(predictions, (row, *_BOUNDS))
     weights, means = list[float](), {name: list[float | None]() for name in (row, *_BOUNDS)}
     for each in groups:
@@ -184,9 +182,10 @@ def _contexts(predictions: list[Prediction], row: str, metric: str) -> ContextSc
                 above, below = counts.texts[metric]
             else:
                 above, below = counts.correct, each.count
-            mean = np.where(below > 0, above / np.where(below > 0, below, 1.0), 0.0)
-            values += [None if finite(value) is None else round(float(value), 9) for value in mean]
-        weights += below.tolist()
+            asked = below > 0
+            means_of = above[asked] / below[asked]
+            values += [None if finite(value) is None else round(float(value), 9) for value in means_of]
+        weights += below[asked].tolist()
     return ContextScores(
         weights=tuple(weights), row=tuple(means[row]), **{name: tuple(means[name]) for name in _BOUNDS}
     )

@@ -18,12 +18,13 @@ from promptcomp.evaluation.results import Cost
 from promptcomp.leaderboard.board import Board, Line, build_board
 from promptcomp.leaderboard.board_row import BoardRow, read_rows, write_rows
 from promptcomp.leaderboard.board_views import NAMES, print_board, write_board
-from promptcomp.leaderboard.from_sweep import against_prefix_cache, choose_rate
+from promptcomp.leaderboard.from_sweep import _contexts, against_prefix_cache, choose_rate
 from promptcomp.leaderboard.significance import drawn, holm, lower_bound, paired_p
 from promptcomp.leaderboard.track import DIMENSION, Track, plan_of, read_track
 from promptcomp.sweeps.checking import check
 from promptcomp.terminal import PlainConsole
 from tests.sweep_states import trial
+from tests.unit.test_compare import predictions
 
 CONTEXTS = 12
 RECORDED = Path(__file__).parents[2] / "docs" / "results" / "leaderboards"
@@ -419,3 +420,14 @@ def test_a_method_named_like_no_folder_is_refused_before_it_is_trained() -> None
         track = Track(experiment="mend", methods={name: {"experiment": "mend"}})
         with pytest.raises(ConfigError, match=f"'{name}': a row is a folder"):
             plan_of(track)
+
+
+def test_contexts_without_a_score_are_none() -> None:
+    """They would count in the degrees of freedom: free answers where rows are compared by accuracy."""
+    chosen = predictions(0.8, seed=0, contexts=4, number=8)
+    free = [
+        each.model_copy(update={"task": "free", "kind": "free_form", "options": ()})
+        for each in predictions(0.8, seed=0, contexts=4, number=8)
+    ]
+    assert _contexts([*chosen, *free], "method", "accuracy") == _contexts(chosen, "method", "accuracy")
+    assert len(_contexts([*chosen, *free], "method", "loss").weights) == 8
