@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from importlib.metadata import entry_points
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
@@ -135,12 +135,30 @@ def build(schema: type[ConfigType], tree: Mapping[str, Any], source: str = "conf
         ConfigError: lists every mistake with its dotted path, the value found and the nearest known key.
     """
     try:
-        return schema.model_validate(tree)
+        made = schema.model_validate(tree)
     except ValidationError as error:
         found = _without_members(error.errors(include_url=False))
         lines = [_describe(item, schema) for item in found[:_MOST]]
         lines += [f"and {len(found) - _MOST} more"] if len(found) > _MOST else []
         raise ConfigError("\n".join([f"{source}:", *(f"  {line}" for line in lines)])) from None
+    if odd := [*_taken_for_numbers(tree, made)]:  # pydantic takes true for 1
+        lines = [f"{key} = {value}: Input should be a number" for key, value in odd[:_MOST]]
+        raise ConfigError("\n".join([f"{source}:", *(f"  {line}" for line in lines)]))
+    return made
+
+
+def _taken_for_numbers(given: Any, made: Any, path: str = "") -> Iterator[tuple[str, bool]]:
+    """Dotted keys and values of what is true or false in a tree, and a number in what was made of it."""
+    if isinstance(given, bool):
+        if isinstance(made, int | float) and not isinstance(made, bool):
+            yield path, given
+    elif isinstance(given, Mapping):
+        for key, value in given.items():
+            inner = made.get(key) if isinstance(made, Mapping) else getattr(made, str(key), None)
+            yield from _taken_for_numbers(value, inner, f"{path}.{key}" if path else str(key))
+    elif isinstance(given, list | tuple) and isinstance(made, list | tuple) and len(given) == len(made):
+        for number, (value, inner) in enumerate(zip(given, made, strict=True)):
+            yield from _taken_for_numbers(value, inner, f"{path}.{number}")
 
 
 def dump(config: Config) -> str:

@@ -63,6 +63,8 @@ def test_round_trip() -> None:
         (["part.rate=1"], "part.rate: unknown key; known keys: name, width"),
         (["other.wdith=1"], "other.wdith: unknown key; did you mean 'width'?"),
         (["part.width=two"], "part.width = 'two': "),
+        (["part.width=true"], "configuration:\n  part.width = True: Input should be a number"),
+        (["numbers=[1, no]"], "numbers.1 = False: Input should be a number"),
         (["most=None"], "most = 'None': write null where there is to be none"),
         (["numbers=[1, x]"], "numbers.1 = 'x': "),
         (["numbers=1"], "numbers = 1: Input should be a valid list"),

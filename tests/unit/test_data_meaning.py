@@ -169,6 +169,14 @@ def test_zero_is_a_name_like_one(tmp_path: Path) -> None:
     assert [task.name for task in module.source.tasks("test")] == ["0", "1"]
 
 
+def test_sources_are_named_as_tasks_are() -> None:
+    row = {"instruction": "say it", "output": "one"}
+    rows = RowsInMemory(train=[{**row, "source": name} for name in (0, "0 ", " wiki", "", None)]).rows("train")
+    assert [each.source for each in rows] == ["0", "0", "wiki", "rows", "rows"]
+    with pytest.raises(ConfigError, match=r"rows\[0\]: 'source' is float, expected text or a whole number"):
+        RowsInMemory(train=[{**row, "source": 1.5}])
+
+
 @pytest.mark.parametrize("seed", [1.2, "1.2", True, -1, float("inf"), float("nan"), [1], "one", "1_0"])
 def test_seeds_are_whole_numbers(tmp_path: Path, seed: Any) -> None:
     first, *_ = errors(table(tmp_path, [row(0), row(1, seed=seed), row(2)]))

@@ -27,6 +27,7 @@ from promptcomp.datamodules.sources.records import (
     collecting,
     good_records,
     has_errors,
+    name_in,
     text_problems,
 )
 from promptcomp.datamodules.sources.row_files import batch_records, checked, read_records
@@ -100,10 +101,15 @@ def instruction_problems(
     named = next((name for name in CONVERSATIONS if record.get(name) is not None), None)
     if turns is None and named and record.get(columns.instruction) is None:
         return [f"{named!r} is {type(record[named]).__name__}, expected a list of turns"]
-    required, optional = (columns.instruction, columns.output), (columns.input, columns.source)
+    required, optional = (columns.instruction, columns.output), (columns.input,)
     if not answers:
-        required, optional = required[:1], (columns.input, columns.output, columns.source)  # type: ignore[assignment]
-    found = text_problems(record, () if turns else required, optional[-1:] if turns else optional)
+        required, optional = required[:1], (columns.input, columns.output)  # type: ignore[assignment]
+    found = [] if turns else text_problems(record, required, optional)
+    try:
+        name_in(record.get(columns.source) if columns.source else None)
+    except ValueError:
+        kind = type(record[columns.source]).__name__  # type: ignore[index]
+        found.append(f"{columns.source!r} is {kind}, expected text or a whole number")
     if not found:
         try:
             row = to_instruction(record, columns, "", answers)
@@ -143,7 +149,7 @@ def to_instruction(
     Raises:
         BadConversation: the record is a conversation that does not begin with a question and its answer.
     """
-    source = (record.get(columns.source) or stem) if columns.source else stem
+    source = (name_in(record.get(columns.source)) if columns.source else None) or stem
     if turns := _turns(record, columns):
         instruction, given, output, _ = first_exchange(record[turns], record.get("system"), answers)
         return InstructionRow(instruction, given, output, source)
