@@ -140,11 +140,12 @@ def build(schema: type[ConfigType], tree: Mapping[str, Any], source: str = "conf
         found = _without_members(error.errors(include_url=False))
         lines = [_describe(item, schema) for item in found[:_MOST]]
         lines += [f"and {len(found) - _MOST} more"] if len(found) > _MOST else []
-        raise ConfigError("\n".join([f"{source}:", *(f"  {line}" for line in lines)])) from None
-    if odd := [*_taken_for_numbers(tree, made)]:  # pydantic takes true for 1
+    else:  # pydantic takes true for 1
+        odd = [*_taken_for_numbers(tree, made)]
         lines = [f"{key} = {value}: Input should be a number" for key, value in odd[:_MOST]]
-        raise ConfigError("\n".join([f"{source}:", *(f"  {line}" for line in lines)]))
-    return made
+        if not lines:
+            return made
+    raise ConfigError("\n".join([f"{source}:", *(f"  {line}" for line in lines)]))
 
 
 def _taken_for_numbers(given: Any, made: Any, path: str = "") -> Iterator[tuple[str, bool]]:

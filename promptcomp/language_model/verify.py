@@ -21,13 +21,13 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 import promptcomp
-from promptcomp.batch import Batch, EncodedContext, EncodedQuery, EncodedTarget, collate
+from promptcomp.batch import Batch, Context, EncodedContext, EncodedQuery, EncodedTarget, collate
 from promptcomp.config import ConfigError
 from promptcomp.documents import read_json
 from promptcomp.files import cache_folder, write_atomic
 from promptcomp.language_model import generation
 from promptcomp.language_model.attention import AttentionPattern
-from promptcomp.language_model.parts import refusing, unsupported
+from promptcomp.language_model.parts import refusing, token_table, unsupported
 from promptcomp.memory import SoftPrompt
 
 if TYPE_CHECKING:
@@ -69,6 +69,21 @@ def verify(lm: LanguageModel, weights: str | None = None) -> None:
         _verdicts[key] = _verdict(lm) if weights is None else _kept_verdict(lm, key)
     if (verdict := _verdicts[key]) is not None:
         raise ConfigError(verdict)
+
+
+@torch.no_grad()
+def check_both_ways(lm: LanguageModel) -> None:
+    """Make sure that a decoder-only LM's tokens see what follows where the mask lets them; leaves it in eval mode.
+
+    Raises:
+        ConfigError: the LM's own code hides what follows, whatever mask it is given.
+    """
+    ids = torch.tensor([[0, 0], [0, 1]], device=token_table(lm.hf).weight.device)
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    states = lm.eval().states(lm.prefix(Context(ids, mask, ids[:, 0]), both_ways=True))
+    if torch.equal(states[0, -2], states[1, -2]):
+        kind = lm.hf.config.model_type
+        raise ConfigError(f"method.attention = 'bidirectional': models of type {kind!r} read one way; use causal")
 
 
 def _key(lm: LanguageModel, weights: str | None) -> str:

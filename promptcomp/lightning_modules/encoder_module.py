@@ -18,10 +18,11 @@ from promptcomp.config import ConfigError
 from promptcomp.evaluation.flops import read_flops
 from promptcomp.language_model import LanguageModel, embedding_scale, token_table
 from promptcomp.language_model.parts import Prefix
+from promptcomp.language_model.verify import check_both_ways
 from promptcomp.lightning_modules.adapters import add_lora
 from promptcomp.lightning_modules.base import Pass, check_same_tokenizer
 from promptcomp.lightning_modules.encoder_config import EncoderMethodConfig
-from promptcomp.lightning_modules.taught_module import TaughtModule, check_both_ways
+from promptcomp.lightning_modules.taught_module import TaughtModule
 
 
 def sharing_weights(lm: LanguageModel) -> LanguageModel:

@@ -40,13 +40,14 @@ from promptcomp.evaluation.flops import read_flops
 from promptcomp.language_model import LanguageModel, embedding_scale, token_table
 from promptcomp.language_model.cache import KEYWORD_CODE
 from promptcomp.language_model.parts import Prefix
+from promptcomp.language_model.verify import check_both_ways
 from promptcomp.lightning_modules.adapters import add_lora, without_lora
 from promptcomp.lightning_modules.base import LossTerm, Pass
 from promptcomp.lightning_modules.exported import HFExport, Page
 from promptcomp.lightning_modules.gist_config import GistConfig
 from promptcomp.lightning_modules.method_config import LoraConfig
 from promptcomp.lightning_modules.objective import cross_entropy
-from promptcomp.lightning_modules.taught_module import TaughtModule, check_both_ways
+from promptcomp.lightning_modules.taught_module import TaughtModule
 from promptcomp.memory import EncoderStates, KVCache
 
 NOISE = 0.1

@@ -7,9 +7,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from promptcomp.batch import Batch, Context
-from promptcomp.config import ConfigError
-from promptcomp.language_model import LanguageModel, Logits, token_table
+from promptcomp.batch import Batch
+from promptcomp.language_model import Logits
 from promptcomp.language_model.parts import Prefix
 from promptcomp.lightning_modules.base import CompressionModule
 from promptcomp.lightning_modules.method_config import TeacherCacheConfig
@@ -81,18 +80,3 @@ class TaughtModule(CompressionModule):
     def before_cue(self, memory: Memory | Prefix | None) -> Memory | Prefix | None:
         """What a context is reconstructed behind."""
         return memory
-
-
-@torch.no_grad()
-def check_both_ways(lm: LanguageModel) -> None:
-    """Make sure that a decoder-only LM's tokens see what follows where the mask lets them; leaves it in eval mode.
-
-    Raises:
-        ConfigError: the LM's own code hides what follows, whatever mask it is given.
-    """
-    ids = torch.tensor([[0, 0], [0, 1]], device=token_table(lm.hf).weight.device)
-    mask = torch.ones_like(ids, dtype=torch.bool)
-    states = lm.eval().states(lm.prefix(Context(ids, mask, ids[:, 0]), both_ways=True))
-    if torch.equal(states[0, -2], states[1, -2]):
-        kind = lm.hf.config.model_type
-        raise ConfigError(f"method.attention = 'bidirectional': models of type {kind!r} read one way; use causal")

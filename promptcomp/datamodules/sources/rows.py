@@ -108,12 +108,12 @@ def _place_problems(record: Mapping[str, Any], columns: Columns) -> list[str]:
     return found
 
 
-def place_of(record: Mapping[str, Any], columns: Columns, stem: str) -> tuple[str, int | None, str | None]:
-    """Task, data seed and role ("train", in any case) of a good record; without a task column the task is `stem`."""
+def place_of(record: Mapping[str, Any], columns: Columns) -> tuple[str | None, int | None, str | None]:
+    """Task, data seed and role ("train", in any case) that a good record names."""
     task = name_in(record.get(columns.task)) if columns.task else None
     seed = record.get(columns.seed) if columns.seed else None
     role = name_in(record.get(columns.split)) if columns.split else None
-    return stem if task is None else task, None if seed in (None, "") else whole_number(seed), role and role.lower()
+    return task, None if seed in (None, "") else whole_number(seed), role and role.lower()
 
 
 def row_warnings(record: Mapping[str, Any], columns: Columns) -> list[str]:
@@ -210,8 +210,8 @@ class JsonlRows(LazySequence[Row]):
     def _problems(self, content: Mapping[str, Any], task: str | None) -> list[str]:
         found = row_problems(content, METAICL_COLUMNS)
         if not found and task is not None:
-            named = place_of(content, METAICL_COLUMNS, task)[0]
-            found += [f"the row belongs to task {named!r}, not {task!r}"] if named != task else []
+            named = place_of(content, METAICL_COLUMNS)[0]
+            found += [f"the row belongs to task {named!r}, not {task!r}"] if named not in (None, task) else []
         return found
 
     def _read(self, index: int) -> Row:

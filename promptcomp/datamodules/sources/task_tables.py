@@ -20,7 +20,6 @@ from promptcomp.datamodules.sources.records import (
     collecting,
     good_records,
     has_errors,
-    name_in,
     tell,
 )
 from promptcomp.datamodules.sources.row_files import read_records
@@ -67,8 +66,8 @@ def read_entries(path: Path, columns: Columns, found: Found = None, named: Named
     records = read_records(path, columns.asked())
     for record in good_records(records, lambda content: row_problems(content, columns), found, path, named=named):
         row = to_row(record.content, f"{path}:{record.line}", columns)
-        is_named = columns.task is not None and name_in(record.content.get(columns.task)) is not None
-        entries.append(Entry(row, *place_of(record.content, columns, path.stem), is_named))
+        task, seed, role = place_of(record.content, columns)
+        entries.append(Entry(row, path.stem if task is None else task, seed, role, is_named=task is not None))
         record.warn(row_warnings(record.content, columns), found)
         duplicates.look(record, (entries[-1].task, row.input, row.output), "input and output", found)
     return entries
@@ -267,13 +266,13 @@ class HFSource(HeldOutTasks):
             def wrong(content: Mapping[str, Any]) -> list[str]:
                 if (problems := row_problems(content, columns)) or split != self.config.test_split:
                     return problems
-                role = place_of(content, columns, path)[2]
+                role = place_of(content, columns)[2]
                 unknown = f"{columns.split!r} is {role!r}, expected {', '.join(_ROLES)}"
                 return [] if role in _ROLES else [unknown if role else f"{columns.split!r} is missing"]
 
             for record in good_records(table.records(), wrong, found, named=self._named):
-                task, seed, role = place_of(record.content, columns, path)
-                groups.setdefault((task, seed, role or "train"), []).append(record.line - 1)
+                task, seed, role = place_of(record.content, columns)
+                groups.setdefault((path if task is None else task, seed, role or "train"), []).append(record.line - 1)
             names = (columns.input, columns.output, columns.options)
             self._read[split] = groups, lambda places: arrow_rows(table, names, make, places)
         return self._read[split]
