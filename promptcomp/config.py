@@ -5,7 +5,6 @@ Order of precedence: code defaults < YAML file < overrides, left to right. All m
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from importlib.metadata import entry_points
@@ -15,7 +14,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from promptcomp.documents import DEPTH, parse_yaml, read_yaml
-from promptcomp.errors import ConfigError, did_you_mean, first_line
+from promptcomp.errors import ConfigError, close_matches, did_you_mean, first_line
 from promptcomp.plain import shown
 
 __all__ = ["Config", "ConfigError", "Measured", "apply_overrides", "build", "dump", "parse_value", "read_yaml"]
@@ -46,6 +45,7 @@ _PLAIN = {
     r"valid tuple": "valid list",
     r"valid dictionary or (instance of \w+|object to extract fields from)": "section",
     r" for <class 'pathlib.Path'>": "",
+    r"Datetimes provided to dates .*|Input should be a valid date\b.*": "Input should be a date as YYYY-MM-DD",
 }
 """Words of pydantic's -> words of a configuration."""
 
@@ -216,7 +216,7 @@ def _describe(error: dict[str, Any], schema: type[BaseModel]) -> str:
             near = [path[-1]] if path[-1] in ends else []
             if len(path) == 1:
                 near += [each for each in ends if path[0] in each.split("_")]
-                near += difflib.get_close_matches(path[0], ends, n=1)
+                near += close_matches(path[0], ends)
             hint = f"did you mean {ends[near[0]]!r}?" if near else hint
         return f"{dotted}: unknown key; {hint}"
     if error["type"] == "missing":

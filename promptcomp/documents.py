@@ -6,7 +6,6 @@ limited in bytes, depth, and in what its aliases stand for. Data sets have reade
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
 import os
@@ -20,7 +19,7 @@ from typing import Any
 
 import yaml
 
-from promptcomp.errors import ConfigError, command, did_you_mean
+from promptcomp.errors import ConfigError, close_matches, command, did_you_mean
 from promptcomp.files import decoded, read_bounded
 from promptcomp.plain import shown
 
@@ -169,7 +168,7 @@ def how_to_begin(run: object) -> str:
     if str(run) in shipped():
         return f"; {command('fit', run)} makes one"
     known = {each.parent.name: each.parent for each in Path("runs").glob("*/config.yaml")}
-    near = difflib.get_close_matches(Path(str(run)).name, known, n=1)
+    near = close_matches(Path(str(run)).name, known)
     return f"; did you mean {shown(str(known[near[0]]))}?" if near else ""
 
 

@@ -121,10 +121,16 @@ def check_utf8(path: Path) -> None:
         ) from None
 
 
+def close_matches(word: str, known: Iterable[str], n: int = 1, cutoff: float = 0.6) -> list[str]:
+    """The known names that are nearest to a word whatever the case, at most `n`, the nearest first."""
+    names = {name.lower(): name for name in reversed(list(known))}
+    return [names[each] for each in difflib.get_close_matches(word.lower(), names, n, cutoff)]
+
+
 def did_you_mean(found: str, known: Iterable[str], otherwise: str | None = None) -> str:
     """The nearest of the known names; where none is near: `otherwise`, or all of them."""
     names = list(known)
-    near = difflib.get_close_matches(found, names, n=1)
+    near = close_matches(found, names)
     return f"did you mean {near[0]!r}?" if near else otherwise or f"known: {', '.join(names) or 'none'}"
 
 

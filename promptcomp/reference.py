@@ -6,7 +6,6 @@ The texts are the docstrings of the schema's fields and classes. Nothing here ne
 from __future__ import annotations
 
 import ast
-import difflib
 import inspect
 import json
 import re
@@ -26,7 +25,7 @@ from pydantic_core import to_jsonable_python
 
 from promptcomp.config import Config, models_in, read_yaml, tag_of
 from promptcomp.documents import glossary, shipped
-from promptcomp.errors import ConfigError
+from promptcomp.errors import ConfigError, close_matches
 from promptcomp.experiment import Experiment
 
 Model = type[BaseModel]
@@ -148,7 +147,7 @@ def find(word: str) -> list[list[KeyEntry]]:
     if found is None and known_as is None:
         names = {end for each in known for path in (each.path, each.key) for end in (path, path.rpartition(".")[2])}
         all_names = dict.fromkeys([*sorted(names, key=len), *shipped(), *glossary()])
-        near = difflib.get_close_matches(word, all_names, n=3)
+        near = close_matches(word, all_names, n=3)
         hint = f"did you mean {' or '.join(near)}?" if near else "`promptcomp explain` lists the sections"
         raise ConfigError(f"there is no key, section, experiment or word {word!r}; {hint}")
     for each in found or ():

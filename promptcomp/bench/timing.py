@@ -190,7 +190,9 @@ def run_bench(
             subject, plan, lambda tokens, rows: tell(f"measuring {tokens:,} prompt tokens, batch {rows} ...")
         )
     if not bench.records:
-        raise ConfigError("nothing to measure: " + "; ".join(bench.skipped) + "; give shorter --lengths")
+        raise ConfigError(
+            "nothing to measure: " + "; ".join(bench.skipped) + "; give shorter --lengths or fewer --query-tokens"
+        )
     if as_json_document:
         print(as_json(bench))
     else:

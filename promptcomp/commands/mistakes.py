@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import Any
 
-from promptcomp.errors import command
+from promptcomp.errors import close_matches, command
 
 _MEANT = {
     "train": ("fit",),
@@ -74,14 +73,14 @@ def _instead_of_option(option: str, context: Any, words: list[str]) -> str | Non
     keys = [each.key for each in of_experiment().values() if each.owner is not None] if takes_keys else []
     keys.sort(key=lambda key: key.count("."))
     known = [name for each in context.command.params for name in each.opts if name.startswith("-")]
-    near = difflib.get_close_matches(option.replace("_", "-"), known, n=1, cutoff=0.85 if takes_keys else 0.7)
+    near = close_matches(option.replace("_", "-"), known, cutoff=0.85 if takes_keys else 0.7)
     key = None if near else next((key for key in keys if plain in (key, key.rpartition(".")[2])), None)
     if key is None:
-        near = near or difflib.get_close_matches(option.replace("_", "-"), known, n=1, cutoff=0.7)
+        near = near or close_matches(option.replace("_", "-"), known, cutoff=0.7)
         if near:
             return f"did you mean {near[0]}?"
         ends = {each.rpartition(".")[2]: each for each in reversed(keys)}
-        key = next((ends[end] for end in difflib.get_close_matches(plain, ends, n=1, cutoff=0.7)), None)
+        key = next((ends[end] for end in close_matches(plain, ends, cutoff=0.7)), None)
     if key is None:
         return None
     given = next((word for word in words if word.startswith(option)), option)
@@ -102,10 +101,10 @@ def _instead_of_command(name: str, rest: list[str], context: Any, depth: int) ->
         return f"`{command(*_MEANT[name], *(word for word in more if not word.startswith('-')))}` does that"
     if not depth and name in shipped():
         return f"did you mean `{command('fit', name)}`?"
-    if near := difflib.get_close_matches(name, sorted(known), n=1):
+    if near := close_matches(name, sorted(known)):
         return f"did you mean `{command(*path, near[0])}`?"
     if home := home_of(name):
         return f"did you mean `{home}`?"
-    if near := difflib.get_close_matches(name, [] if depth else list(shipped()), n=1):
+    if near := close_matches(name, [] if depth else shipped()):
         return f"did you mean `{command('fit', near[0])}`?"
     return None

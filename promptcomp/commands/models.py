@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import hashlib
 import os
 import shutil
@@ -17,7 +16,7 @@ import typer
 from typer import Argument
 
 from promptcomp.commands.common import Commands, JsonOption, console_for, tell
-from promptcomp.errors import ConfigError, NoSpace, command, first_line, is_full
+from promptcomp.errors import ConfigError, NoSpace, close_matches, command, first_line, is_full
 from promptcomp.plain import say
 
 if TYPE_CHECKING:
@@ -75,7 +74,7 @@ def get(
 
     console = console_for(True)
     if name not in PRETRAINED:
-        if "/" not in name and (near := difflib.get_close_matches(name, PRETRAINED, n=1)):
+        if "/" not in name and (near := close_matches(name, PRETRAINED)):
             raise ConfigError(f"there is no model {name!r}; did you mean {near[0]!r}?")
         folder = _from_hub(name, console)
     else:

@@ -11,7 +11,8 @@ from pydantic import Field
 
 from promptcomp.config import Config, ConfigError
 from promptcomp.documents import read_json
-from promptcomp.language_model.pretrained import GGUF, find_pretrained
+from promptcomp.errors import close_matches, did_you_mean
+from promptcomp.language_model.pretrained import GGUF, PRETRAINED, find_pretrained
 
 BUILTIN = "builtin:"
 ENCODER_DECODERS = ("t5", "mt5")
@@ -81,6 +82,9 @@ class LanguageModelConfig(Config):
                 f"{self.path}: the model cannot be read; give a folder saved by save_pretrained or a reachable hub "
                 "name (no such folder)"
             )
+        near = [] if "/" in self.path or is_place(self.path) else close_matches(self.path, _short_names(), cutoff=0.85)
+        if near and (found := _short_names()[near[0]]) != self.path:
+            raise ConfigError(f"lm.path = {self.path!r}: there is no such model; did you mean {found!r}?")
         if (locate(self.path) != self.path or is_place(self.path)) and self.revision is not None:
             raise ConfigError(
                 f"lm.revision = {self.revision!r} is for names of the hub, and {self.path} is none; leave it out"
@@ -113,11 +117,21 @@ def locate(path: str) -> str:
         raise ConfigError(f"lm.path = {path!r}: built-in models are named {BUILTIN}{path.partition(':')[2]} now")
     if not path.startswith(BUILTIN):
         return find_pretrained(path) or path
-    folder = Path(str(resources.files("promptcomp") / "assets" / path.removeprefix(BUILTIN)))
-    if not (folder / "config.json").is_file():
-        shipped = sorted(p.name for p in folder.parent.glob("*") if (p / "config.json").is_file())
-        raise ConfigError(f"lm.path = {path!r}: no such built-in model; shipped: {', '.join(shipped) or 'none'}")
-    return str(folder)
+    known, name = _builtin_models(), path.removeprefix(BUILTIN)
+    if name not in known:
+        hint = did_you_mean(name, known, f"shipped: {', '.join(known)}")
+        raise ConfigError(f"lm.path = {path!r}: no such built-in model; {hint}")
+    return str(known[name])
+
+
+def _builtin_models() -> dict[str, Path]:
+    folders = sorted(Path(str(resources.files("promptcomp") / "assets")).iterdir())
+    return {folder.name: folder for folder in folders if (folder / "config.json").is_file()}
+
+
+def _short_names() -> dict[str, str]:
+    """Names without their prefix -> how `lm.path` has them."""
+    return {name: name for name in PRETRAINED} | {name: BUILTIN + name for name in _builtin_models()}
 
 
 def unknown_encoder_decoder(kind: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import platform
 import secrets
@@ -21,6 +20,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 import promptcomp
 from promptcomp.checkpoints.checkpoint_files import remove, replace
 from promptcomp.config import Config, ConfigError
+from promptcomp.errors import close_matches
 from promptcomp.files import follow_umask, write_atomic
 from promptcomp.language_model.architectures import start_positions
 from promptcomp.toy.icl_lessons import ToyLessons
@@ -201,7 +201,7 @@ def build_model(
     try:
         usual = AutoConfig.for_model(kind)
         for name in (name for name in architecture.settings if not hasattr(usual, name)):
-            if near := difflib.get_close_matches(name, {*usual.to_dict(), *usual.attribute_map}, 1, 0.85):
+            if near := close_matches(name, {*usual.to_dict(), *usual.attribute_map}, cutoff=0.85):
                 raise ConfigError(
                     f"architecture.settings.{name}: a {kind} has no such setting; did you mean {near[0]!r}?"
                 )

@@ -132,6 +132,16 @@ def test_one_number_in_two_spellings_is_told(tmp_path: Path) -> None:
     assert found == [(3, "'1.0' and '1' look alike, but are different labels")]
 
 
+def test_labels_of_one_task_in_two_files_are_compared(tmp_path: Path) -> None:
+    for name, outputs in (("shown", ("yes", "no")), ("asked", ("Yes", "no"))):
+        lines = [json.dumps({"input": f"{name} {i}", "output": outputs[i % 2], "task": "t"}) for i in range(4)]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
+    files = {"demonstrations": [str(tmp_path / "shown.jsonl")], "test": [str(tmp_path / "asked.jsonl")]}
+    config = build(DATASETS["table_icl"], {**files, "columns": {"task": "task"}, "num_demonstrations": 2})
+    found = [(Path(p.file).name, p.line) for p in validate(config) if "'yes' and 'Yes' look alike" in p.message]
+    assert found == [("shown.jsonl", 1), ("shown.jsonl", 3)]
+
+
 def test_queries_that_are_training_rows_are_a_warning_and_a_remark(tmp_path: Path) -> None:
     train = tmp_path / "train.jsonl"
     train.write_text("".join(json.dumps(row(i)) + "\n" for i in (0, 1, 2, 9)))
@@ -420,6 +430,9 @@ def test_a_date_in_the_template_is_said_or_fixed(tmp_path: Path) -> None:
     config, fixed = (
         build(DATASETS["instructions"], {**tree, **more}) for more in ({}, {"template_date": "2024-07-26"})
     )
+    for wrong in ("tomorrow", "26.7.2024", 20240726):
+        with pytest.raises(ConfigError, match=r"template_date = .*: Input should be a date as YYYY-MM-DD"):
+            build(DATASETS["instructions"], {**tree, "template_date": wrong})
     assert any("template_date" in problem.message for problem in validate(config, byte_tokenizer(DATED)))
     assert "inserts today's date" in module_of(config, byte_tokenizer(DATED)).notes()[0]
     assert module_of(config, byte_tokenizer(CHATML)).notes() == []

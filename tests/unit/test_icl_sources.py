@@ -339,6 +339,14 @@ def test_one_dataset(dataset: Path, tmp_path: Path) -> None:
     source = hub(dataset, partition=str(partition), dev="target_dev", seeds=[21]).source()
     assert [task.name for task in source.tasks("train")] == ["a", "b"]
     assert [(task.seed, len(task.queries)) for task in source.tasks("dev")] == [(21, 2)]
+    partition.write_text('{"train": ["a", "B", "d"], "test": ["t", "u"]}')
+    for split, lost in (
+        ("train", r"'train' .* split meta_train of .* lacks: 'B', 'd'; did you mean 'b'"),
+        ("test", "'u'"),
+    ):
+        with pytest.raises(ConfigError, match=lost):
+            hub(dataset, partition=str(partition)).source().tasks(split)
+    assert len([each for each in validate(hub(dataset, partition=str(partition))) if each.severity == "error"]) == 2
     (warning,) = validate(hub(dataset))
     assert warning.message.startswith("test: 6 queries have the input and output of a demonstration")
     assert warning.severity == "warning"

@@ -74,6 +74,10 @@ def test_unreadable_models_are_refused_in_one_sentence(tmp_path: Path) -> None:
         LanguageModel.from_config(LanguageModelConfig(path=str(tmp_path)))
     with pytest.raises(ConfigError, match="no such built-in model"):
         LanguageModel.from_config(LanguageModelConfig(path="builtin:nothing"))
+    for path, meant in (("SmolLM2", "smollm2"), ("toy_decoder", "builtin:toy_decoder"), ("builtin:Toy_T5", "toy_t5")):
+        with pytest.raises(ConfigError, match=f"did you mean '{meant}'"):
+            LanguageModelConfig(path=path).check_place()
+    LanguageModelConfig(path="gpt2").check_place()
     hf = tiny_hf("gpt2")
     hf.config.save_pretrained(tmp_path)
     with pytest.raises(ConfigError, match="the weights cannot be read"):

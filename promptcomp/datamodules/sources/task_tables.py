@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from promptcomp.datamodules.sources.rows import (
     to_row,
 )
 from promptcomp.datamodules.tasks import LazySequence, Row, Task
+from promptcomp.errors import did_you_mean
 from promptcomp.evaluation.texts import label_of, same_label
 
 
@@ -88,7 +90,8 @@ class TableSource(HeldOutTasks):
         for path in dict.fromkeys([*config.train, *config.dev, *config.test, *config.demonstrations]):
             with collecting(found, str(path)):
                 self._files[path] = read_entries(path, config.columns, found, self._named)
-                self._warn_of_spellings(path, found)
+        if found is not None:
+            self._warn_of_spellings(found)
         if not has_errors(found):
             self._named.check(found)
             for paths in (config.train, config.dev, config.test, config.demonstrations):
@@ -105,11 +108,14 @@ class TableSource(HeldOutTasks):
                 )
                 tell(Problem(str(path), None, text), found)
 
-    def _warn_of_spellings(self, path: Path, found: Found) -> None:
-        """Outputs that are one label in several spellings, and labels that look like one."""
-        rows = [entry.row for entry in self._files[path] if found is not None]
-        for place, text in spellings(row.output for row in rows):
-            tell(Problem.at(rows[place].where, text, "warning"), found)
+    def _warn_of_spellings(self, found: list[Problem]) -> None:
+        """Outputs of a task that are one label in several spellings, and labels that look like one."""
+        tasks: dict[str, list[Row]] = {}
+        for entry in chain.from_iterable(self._files.values()):
+            tasks.setdefault(entry.task, []).append(entry.row)
+        for rows in tasks.values():
+            for place, text in spellings(row.output for row in rows):
+                tell(Problem.at(rows[place].where, text, "warning"), found)
 
     @property
     def _holds_out(self) -> bool:
@@ -273,9 +279,18 @@ class HFSource(HeldOutTasks):
             for record in good_records(table.records(), wrong, found, named=self._named):
                 task, seed, role = place_of(record.content, columns)
                 groups.setdefault((path if task is None else task, seed, role or "train"), []).append(record.line - 1)
+            with collecting(found):
+                self._check_listed(split, {task for task, _, _ in groups})
             names = (columns.input, columns.output, columns.options)
             self._read[split] = groups, lambda places: arrow_rows(table, names, make, places)
         return self._read[split]
+
+    def _check_listed(self, split: str, there: set[str]) -> None:
+        for name, of in (("train", self.config.train_split), ("test", self.config.test_split)):
+            lost = [task for task in self._lists[name] if task not in there] if self._lists and of == split else []
+            if lost:
+                gone = f"{self.config.partition}: {name!r} names tasks that split {split} of {self._where} lacks"
+                raise ConfigError(f"{gone}: {', '.join(map(repr, lost))}; {did_you_mean(lost[0], sorted(there))}")
 
     def _asked(self, split: str) -> Asked:
         """The columns of a split; where rows are tested, they say their task and their role."""
