@@ -20,6 +20,11 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 FILE_KINDS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
+_SEPARATED = {
+    ",": ("commas", "name it .csv"),
+    "\t": ("tabs", "name it .tsv"),
+    ";": ("semicolons", "save it with commas (.csv) or tabs (.tsv), or as JSON lines (.jsonl)"),
+}
 _LONGEST_CELL = 2**31 - 1  # characters; Python's own limit is 131,072
 _ROWS_AT_ONCE = 4096
 _UNREADABLE = (ValueError, TypeError, ArithmeticError, NotImplementedError)  # what pyarrow raises for single values
@@ -236,7 +241,12 @@ def _csv(path: Path, asked: Asked, delimiter: str) -> Iterator[Record]:
 
 def _csv_rows(file: str, reader: Any, asked: Asked) -> Iterator[Record]:
     header: list[str] = next((cells for cells in reader if cells), [])
-    asked.check_header(header, f"{file}:{reader.line_num or 1}")
+    where = f"{file}:{reader.line_num or 1}"
+    if len(header) == 1 and header[0] not in asked.all:
+        for mark, (words, advice) in _SEPARATED.items():
+            if mark in header[0] and mark != reader.dialect.delimiter:
+                raise ConfigError(f"{where}: the only column is {header[0]!r}: separated by {words}? {advice}")
+    asked.check_header(header, where)
     line = reader.line_num + 1
     for cells in reader:
         if len(cells) > len(header):
