@@ -59,6 +59,16 @@ def trained_at(path: Path) -> Path:
     return next((each for each in found if (each / TENSORS).is_file()), found[0])
 
 
+def tensors_at(path: Path) -> Path:
+    """The file of `trained_at`, without what stands beside it in an export; a sharded checkpoint is a folder.
+
+    Raises:
+        ConfigError: nothing of the kind is there.
+    """
+    found = trained_at(path)
+    return file if (file := found / TENSORS).is_file() else found
+
+
 def to_join(path: Path, output: Path | None) -> tuple[Path, Path]:
     """The place of a sharded checkpoint, a run directory's last one, and the folder that it is in.
 

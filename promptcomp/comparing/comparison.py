@@ -21,6 +21,7 @@ from promptcomp.config import ConfigError, read_yaml
 from promptcomp.documents import YAML_LIMIT, how_to_begin
 from promptcomp.errors import check_place
 from promptcomp.evaluation.bootstrap import RESAMPLES, percentile_interval, resample
+from promptcomp.evaluation.findings import not_finite
 from promptcomp.evaluation.metrics import group
 from promptcomp.evaluation.predictions import LOWER_IS_BETTER, METRICS, MetricName, Prediction, joined, read_predictions
 from promptcomp.evaluation.results import FILE_NAME, Interval, Results, read_results
@@ -138,6 +139,8 @@ class SplitComparison:
         self.rows = _ranked(rows, metric) if same else rows
         """Best first when ranked, otherwise in the order given."""
         self.notes = [f"{label}: {note}" for label, note in remarks.items()]
+        broken = (run for run in runs if run.results.splits[split].not_finite)
+        self.notes += [f"{run.label}: {not_finite(run.results, split)}" for run in broken]
         if not same:
             self.notes.append("the runs answered different test examples: no ranks, no deltas")
         kept = [row for row in rows if row.retained is not None]

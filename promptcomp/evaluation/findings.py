@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from promptcomp.evaluation.formatting import METRIC_TITLES, value_text
-from promptcomp.evaluation.predictions import LOWER_IS_BETTER
+from promptcomp.evaluation.predictions import LOWER_IS_BETTER, ROWS
 from promptcomp.evaluation.results import Results, SplitResult
 
 
@@ -12,10 +12,25 @@ def findings(results: Results) -> list[str]:
     where = _positions(results)
     found = []
     for name, split in results.splits.items():
-        sentence, keeps = _sentence(results, name, split)
-        found.append(f"{sentence}{where if keeps else ''}.")
-        where = "" if keeps else where
+        if not split.not_finite.keys() & {*ROWS}:
+            sentence, keeps = _sentence(results, name, split)
+            found.append(f"{sentence}{where if keeps else ''}.")
+            where = "" if keeps else where
+        if split.not_finite:
+            found.append(f"{not_finite(results, name)}.")
     return found
+
+
+def not_finite(results: Results, name: str) -> str:
+    """What is said of a split on which the loss of some rows is no number, without a full stop."""
+    split, kind = results.splits[name], results.context_kind
+    words = {"method": results.title or results.method, "no_prompt": f"no {kind}", "full_prompt": f"the full {kind}"}
+    words |= {row: rival.title for row, rival in split.rivals.items()}
+    rows = ", ".join(f"{words.get(row, row)} in {count} of {split.count}" for row, count in split.not_finite.items())
+    return (
+        f"On {name} the loss is NaN or infinite ({rows} examples), so no metric of such a row means anything: its "
+        "weights hold such numbers (promptcomp checkpoint verify), or they overflow in 16 bits (lm.dtype=float32)"
+    )
 
 
 def abouts(results: Results) -> list[str]:

@@ -183,6 +183,8 @@ class SplitResult(_Section):
     """Examples that texts were generated for."""
     unfinished: dict[str, int] = {}
     """Row -> texts that reached the limit of new tokens before they ended."""
+    not_finite: dict[str, int] = {}
+    """Row -> examples whose loss is NaN or infinite; rows without one are left out."""
 
     def estimate(self, row: str, metric: str | None = None) -> Estimate:
         """A row's value of a metric (None: the headline), also of a file that has the headline keys and no `rows`."""

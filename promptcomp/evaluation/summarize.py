@@ -63,6 +63,7 @@ def summarise(
     kept = retained(samples, metric_name)
     gap = samples.difference(metric_name, "method", "full_prompt") if {"method", "full_prompt"} <= set(rows) else None
     cut = [p.unfinished for p in predictions if p.unfinished is not None]
+    broken = {row: sum(p.gold_tokens > 0 and p.loss.get(row) is None for p in predictions) for row in rows}
     values: dict[str, Any] = {}
     for row in ROWS:
         values[row] = samples.estimate(metric_name, row) if row in rows else None
@@ -91,6 +92,7 @@ def summarise(
         examples_sha256=examples_sha256,
         generated=sum(p.is_generated for p in predictions),
         unfinished={row: sum(c.get(row, False) for c in cut) for row in rows} if cut else {},
+        not_finite={row: count for row, count in broken.items() if count},
     )
 
 

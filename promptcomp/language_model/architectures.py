@@ -11,11 +11,12 @@ from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
+from safetensors import safe_open
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 from promptcomp.config import ConfigError, read_yaml
 from promptcomp.errors import did_you_mean
-from promptcomp.language_model.lm_config import PositionalStart
+from promptcomp.language_model.lm_config import PositionalStart, locate
 
 
 def changed_architecture(found: PretrainedConfig, settings: dict[str, Any], path: str) -> PretrainedConfig:
@@ -60,6 +61,38 @@ def first_layers(found: PretrainedConfig, layers: int, path: str) -> PretrainedC
     if kinds is not None:
         shorter.layer_types = kinds[:layers]
     return shorter
+
+
+def fitting(opened: tuple[PreTrainedModel, dict[str, Any]], path: str) -> PreTrainedModel:
+    """A model that was opened with `output_loading_info` and `ignore_mismatched_sizes`; `path` is where.
+
+    Raises:
+        ConfigError: its weights are of other shapes than its architecture says, or some are not there.
+    """
+    hf, found = opened
+    if wrong := sorted(found["mismatched_keys"]):
+        name, saved, wanted = wrong[0]
+        others = f" (one of {len(wrong)} that differ)" if len(wrong) > 1 else ""
+        raise ConfigError(
+            f"{path}: the weights do not fit config.json: {name} has the shape {[*saved]} in "
+            f"{_file_of(name, Path(locate(path)))}, and {[*wanted]} by config.json{others}; give the config.json "
+            "that was saved with these weights"
+        )
+    if missing := sorted(found["missing_keys"]):
+        raise ConfigError(
+            f"{path}: the weights lack {len(missing)} tensors of a {hf.config.model_type!r} model "
+            f"({', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}), which would be random"
+        )
+    return hf
+
+
+def _file_of(name: str, folder: Path) -> str:
+    """The file of a model's folder that holds a weight, where one does by this name."""
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, "pt") as opened:
+            if name in opened.keys():  # noqa: SIM118 (no mapping)
+                return file.name
+    return "the weights"
 
 
 def start_positions(model: PreTrainedModel, start: PositionalStart) -> None:

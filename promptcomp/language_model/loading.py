@@ -38,6 +38,7 @@ from promptcomp.config import ConfigError
 from promptcomp.language_model.architectures import (
     changed_architecture,
     first_layers,
+    fitting,
     known_architectures,
     start_positions,
 )
@@ -179,19 +180,15 @@ def open_model(config: LanguageModelConfig, architecture: PretrainedConfig) -> P
         raise ConfigError(f"{config.path} has no weights; start it with random ones: lm.from_scratch={{}}")
     is_text = type(architecture) in MODEL_FOR_CAUSAL_LM_MAPPING
     with _reading(config.path, "weights"):
-        hf, found = _factory(architecture).from_pretrained(
+        opened = _factory(architecture).from_pretrained(
             **_place(config),
             config=architecture,
             **_settings(config, architecture),
             key_mapping=_TEXT_PARTS if is_text else None,
+            ignore_mismatched_sizes=True,
             output_loading_info=True,
         )
-    if missing := sorted(found["missing_keys"]):
-        raise ConfigError(
-            f"{config.path}: the weights lack {len(missing)} tensors of a {architecture.model_type!r} model "
-            f"({', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}), which would be random"
-        )
-    return hf.eval()
+    return fitting(opened, config.path).eval()
 
 
 def random_model(config: LanguageModelConfig, architecture: PretrainedConfig) -> PreTrainedModel:
@@ -262,13 +259,15 @@ def open_token_classifier(config: LanguageModelConfig) -> tuple[PreTrainedModel,
                 f"{config.path}: not a classifier that keeps tokens or drops them; give one that was trained with two "
                 "labels"
             )
-        hf = AutoModelForTokenClassification.from_pretrained(**_place(config), config=architecture)
+        opened = AutoModelForTokenClassification.from_pretrained(
+            **_place(config), config=architecture, ignore_mismatched_sizes=True, output_loading_info=True
+        )
     tokenizer = open_tokenizer(config)
     if not tokenizer.is_fast:
         raise ConfigError(
             f"{config.path}: the tokenizer does not tell which word a token is of; save a fast one beside it"
         )
-    return hf.eval().requires_grad_(False), tokenizer
+    return fitting(opened, config.path).eval().requires_grad_(False), tokenizer
 
 
 def open_window(config: LanguageModelConfig) -> int | None:

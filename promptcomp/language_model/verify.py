@@ -44,9 +44,13 @@ _SMALL, _DOUBTFUL = 20_000_000, 1e-5
 _FOREST = ((4, ((2, (2, 1)), (1, (3,)))), (1, ((2, (2,)),)))
 """Lengths of contexts with their queries with their targets."""
 _LONGEST = 10
-_FORMAT = 2
+_FORMAT = 3
 """Raise it when what is compared changes."""
 _verdicts: dict[str, str | None] = {}
+
+
+class NoScores(ConfigError):
+    """The weights give scores that are no numbers, whatever reads them."""
 
 
 def verify(lm: LanguageModel, weights: str | None = None) -> None:
@@ -59,6 +63,7 @@ def verify(lm: LanguageModel, weights: str | None = None) -> None:
         weights: which weights these are: the verdict is then kept in a file; None: in this process alone.
 
     Raises:
+        NoScores: the model's own scores are NaN or infinite; such a verdict is of these weights and is not kept.
         ConfigError: the family cannot be read packed and padded; says which family and what differs.
     """
     without_numbers = any(isinstance(each, DTensor) or each.is_meta for each in lm.hf.parameters())
@@ -110,10 +115,16 @@ def _kept_verdict(lm: LanguageModel, key: str) -> str | None:
 
 
 def _verdict(lm: LanguageModel) -> str | None:
-    """Why the family is refused; None: it is right."""
+    """Why the family is refused; None: it is right.
+
+    Raises:
+        NoScores: see `verify`.
+    """
     try:
         with refusing(lm.hf, "they cannot read packed and padded rows"):
             found = _compare(lm)
+    except NoScores:
+        raise
     except ConfigError as error:
         return str(error)
     is_small = sum(each.numel() for each in lm.hf.parameters()) < _SMALL
@@ -170,9 +181,12 @@ def _differences(lm: LanguageModel) -> dict[str, float]:
     """Differences of the logits from the plain ones, as a part of the spread of these, for each way of reading."""
     batch = collate(_contexts(lm)).to(lm.hf.device)
     plain = [_plain(lm, batch, target) for target in range(len(batch.query_of))]
-    spread = torch.cat(plain).std(-1).mean()
+    scores = torch.cat(plain)
+    if not (scores < torch.inf).all():  # nor NaN; -inf hides words
+        raise NoScores(_why_no_scores(lm))
+    spread = scores.std(-1).mean()
     if not spread.isfinite():
-        return {"": 0.0}  # weights without meaning have no right scores
+        return {"": 0.0}
     embeds = lm.embed(batch.context.ids)
     vectors = (embeds + embeds.roll(1, -1)) / 2  # what no token has
     behind_vectors = {target: _plain(lm, batch, target, vectors) for target in (0, len(plain) - 1)}
@@ -193,6 +207,14 @@ def _differences(lm: LanguageModel) -> dict[str, float]:
     steps = generation.forced(lm, cached, batch, batch.target_ids[first, 0])
     found["of generation"] = _distance(lm, steps, torch.stack([plain[target][:2] for target in first])) / spread
     return {way: float(distance) for way, distance in found.items()}
+
+
+def _why_no_scores(lm: LanguageModel) -> str:
+    dtype = str(lm.hf.dtype).removeprefix("torch.")
+    bad = next((name for name, each in lm.hf.named_parameters() if not each.isfinite().all()), None)
+    cause = f"numbers on the way exceed {dtype}" if bad is None else f"its weight {bad} holds NaN or infinity"
+    what = "open it with lm.dtype=bfloat16 or float32" if dtype == "float16" else "give weights without such numbers"
+    return f"{lm.hf.name_or_path or 'the model'}: its scores in {dtype} are NaN or infinite ({cause}); {what}"
 
 
 def _distance(lm: LanguageModel, ours: Tensor, plain: Tensor) -> Tensor:

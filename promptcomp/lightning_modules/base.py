@@ -322,7 +322,10 @@ class CompressionModule(TrainedState):
         is_gold = batch.choice == gold
         tokens = scores.num_tokens[is_gold].sum()
         if tokens > 0:
-            self.dev_loss.update(-scores.sum_log_prob[is_gold].sum() / tokens, tokens)
+            loss = -scores.sum_log_prob[is_gold].sum() / tokens
+            if not torch.isfinite(loss):  # the metric would leave it out
+                raise FloatingPointError(f"the dev loss at step {self.global_step} is not finite ({float(loss)})")
+            self.dev_loss.update(loss, tokens)
         self.log("dev/loss", self.dev_loss, on_epoch=True, batch_size=size)
         has_options = torch.tensor([number in self._gold for number in numbers], device=self.device)
         if self._has_free_answers:

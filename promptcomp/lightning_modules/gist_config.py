@@ -7,7 +7,6 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field
 
-from promptcomp.checkpoints.places import trained_at
 from promptcomp.lightning_modules.method_config import (
     BudgetsConfig,
     ExportFormat,
@@ -92,11 +91,11 @@ class GistConfig(BudgetsConfig, LMTrainingConfig, TeacherCacheConfig):
             "to 0"
         )
 
-    def check_places(self) -> None:
-        """See MethodConfig."""
-        super().check_places()
-        if self.kl_weight and self.teacher not in ("initial", "self"):
-            trained_at(Path(self.teacher))
+    @property
+    def trained_places(self) -> tuple[Path, ...]:
+        """With the teacher's, where it is a run."""
+        is_run = self.kl_weight and self.teacher not in ("initial", "self")
+        return (*super().trained_places, *([Path(self.teacher)] if is_run else []))
 
     def without_training(self) -> Self:
         """See MethodConfig."""

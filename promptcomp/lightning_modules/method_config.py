@@ -135,17 +135,23 @@ class MethodConfig(Config):
         found: ExportFormat = wanted or self.export_formats[0]
         return found
 
+    @property
+    def trained_places(self) -> tuple[Path, ...]:
+        """The runs, exports and checkpoints whose trained tensors its training reads."""
+        start = getattr(self, "init_from", None)
+        return () if start is None else (Path(start),)
+
     def check_places(self) -> None:
         """Look whether the LMs that it uses, what its training starts from, and the package for its adapters are here.
 
         Raises:
             ConfigError: one is not.
         """
+        for place in self.trained_places:
+            trained_at(place)
         for key, value in self:
             if isinstance(value, LanguageModelConfig):
                 value.check_place()
-            elif key == "init_from" and value is not None:
-                trained_at(Path(value))
             elif key in ("train", "train_encoder") and value == "lora":
                 check_peft(f"method.{key}")
 

@@ -55,12 +55,15 @@ class Closeness:
 
 
 def closeness(own: Tensor, full: Tensor) -> tuple[Tensor, Tensor]:
-    """KL(full || own) in nats [E], and whether both have the same likeliest token [E], for logits [E, V]."""
+    """KL(full || own) in nats [E], and whether both have the same likeliest token [E] (0 or 1), for logits [E, V]; both
+    are NaN where one of them is."""
     nats, same = [], []
     step = max(1, _CHUNK_VALUES // max(1, own.shape[-1]))
     for mine, theirs in zip(own.split(step), full.split(step), strict=True):
         log_own, log_full = (at_least_float32(each).log_softmax(-1) for each in (mine, theirs))
+        known = ~(log_own.isnan() | log_full.isnan()).any(-1)
         terms = log_full.exp() * (log_full - log_own)
-        nats.append(terms.where(log_full > -torch.inf, 0.0).sum(-1).clamp(min=0))  # 0 log 0 = 0; below 0 by rounding
-        same.append(mine.argmax(-1) == theirs.argmax(-1))
+        sums = terms.where(log_full > -torch.inf, 0.0).sum(-1).clamp(min=0)  # 0 log 0 = 0; below 0 by rounding
+        nats.append(sums.where(known, torch.nan))
+        same.append((mine.argmax(-1) == theirs.argmax(-1)).to(sums).where(known, torch.nan))
     return torch.cat(nats), torch.cat(same)

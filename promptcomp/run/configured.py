@@ -14,11 +14,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from promptcomp.checkpoints.places import tensors_at
 from promptcomp.config import ConfigError, apply_overrides, build, read_yaml
 from promptcomp.evaluation.results import read_results
 from promptcomp.experiment import Experiment
 from promptcomp.files import Place
-from promptcomp.language_model.lm_config import is_place
+from promptcomp.language_model.lm_config import LanguageModelConfig, is_place
 from promptcomp.run.run_directory import RunDirectory, open_existing, recorded_config, recorded_files, weights_of
 
 PLACES = ("name", "output_dir")
@@ -192,11 +193,16 @@ _BLOCKS, _BLOCK = 64, 2**20
 
 
 def files_of(experiment: Experiment) -> dict[str, str]:
-    """Path -> hash of what is there: the files and folders that its data names, and the folder or file of its LM."""
-    lm, found = experiment.lm.path, dict[str, str]()
-    for place in (*experiment.data.places(), *([Path(lm)] if is_place(lm) else [])):
+    """Path -> hash of what is there: the files and folders that its data names, those of its LM and of the LMs that its
+    method opens, and the trained tensors that its training reads."""
+    lms = [experiment.lm, *(each for _, each in experiment.method if isinstance(each, LanguageModelConfig))]
+    read = {place: place for place in (*experiment.data.places(), *(Path(lm.path) for lm in lms if is_place(lm.path)))}
+    with contextlib.suppress(ConfigError):
+        read |= {place: tensors_at(place) for place in experiment.method.trained_places}
+    found = dict[str, str]()
+    for place, content in read.items():
         with contextlib.suppress(OSError):  # who reads it says what is wrong
-            found[str(place)] = _content(place)
+            found[str(place)] = _content(content)
     return found
 
 

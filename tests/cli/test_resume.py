@@ -142,6 +142,41 @@ def test_a_run_whose_files_have_changed_is_neither_continued_nor_found_again(tmp
     assert experiment_to_resume(run).seed == 0
 
 
+@pytest.mark.parametrize(
+    ("method", "key", "file"),
+    [
+        ({"name": "mend"}, "distiller", "config.json"),
+        ({"name": "pool"}, "encoder", "config.json"),
+        ({"name": "step_by_step"}, "teacher", "config.json"),
+        ({"name": "mend"}, "init_from", "export/trained.safetensors"),
+        ({"name": "pool"}, "init_from", "checkpoints/best.ckpt"),
+        ({"name": "gist", "kl_weight": 1}, "teacher", "trained.safetensors"),
+        ({"name": "gist"}, "init_from", "checkpoint.pt"),
+    ],
+)
+def test_a_run_is_not_continued_with_another_teacher_distiller_encoder_or_start(
+    tmp_path: Path, method: dict[str, Any], key: str, file: str
+) -> None:
+    read = tmp_path / "read" / file
+    read.parent.mkdir(parents=True)
+    read.write_text("a")
+    named: Any = {"path": str(tmp_path / "read")} if file == "config.json" else str(tmp_path / "read")
+    data = {"name": "toy_rationales"} if method["name"] == "step_by_step" else DATA
+    tree = {**START, "method": {**method, key: named}, "data": data, "output_dir": str(tmp_path)}
+    experiment = Experiment.model_validate(tree)
+    run = RunDirectory(tmp_path / "run")
+    run.path.mkdir()
+    run.config.write_text(dump(experiment), encoding="utf-8")
+    write_environment(run, experiment.model_dump(mode="json"), files=files_of(experiment))
+    if file.endswith(".safetensors"):
+        (read.parent / "README.md").write_text("a note beside the tensors")
+    assert experiment_to_resume(run).seed == 0
+    read.write_text("b")
+    with pytest.raises(ConfigError, match=rf"^{tmp_path / 'read'} is not what it was when the run in"):
+        experiment_to_resume(run)
+    assert find(experiment) == ("missing", None)
+
+
 def test_later_starts_do_not_make_an_edit_the_original(tmp_path: Path) -> None:
     run = started(tmp_path / "run")
     edit(run, "trainer.devices", 2)

@@ -56,3 +56,6 @@ def test_tokens_that_cannot_come_and_half_precision() -> None:
     assert closeness(own.bfloat16(), full.bfloat16())[0].tolist() == pytest.approx(nats.tolist(), abs=1e-6)
     never = torch.tensor([[0.0, -torch.inf, 0.0]])  # what comes cannot come: not finite, and so null in files
     assert closeness(never, full[:1])[0].isinf().all()
+    broken = torch.tensor([[torch.nan] * 3, [torch.inf, 0.0, 0.0]])  # both would be 0 and 1 of a whole prompt of NaN
+    for pair in ((broken, broken), (broken, full), (full, broken)):
+        assert all(each.isnan().all() for each in closeness(*pair))

@@ -125,6 +125,8 @@ def test_a_loss_that_is_not_finite_stops_the_run() -> None:
         module.get_parameter("prompts").fill_(float("nan"))
     with pytest.raises(FloatingPointError, match="loss of step 0 is not finite"):
         trainer(max_steps=1, num_sanity_val_steps=0).fit(module, loader(), loader())
+    with pytest.raises(FloatingPointError, match=r"dev loss at step 0 is not finite \(nan\)"):
+        trainer().validate(module, loader(), verbose=False)
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])

@@ -242,7 +242,9 @@ ASKED = Asked(("a", "b"), ("c",))
     ("content", "message"),
     [
         (b"a,b,b\n1,2,3\n", r"t\.CSV:1: the column 'b' occurs twice"),
-        (b"a;b\n1;2\n", r"t\.CSV:1: no column 'a'; the columns are a;b"),
+        (b"a;b\n1;2\n", r"t\.CSV:1: the only column is 'a;b': separated by semicolons\? save it .* JSON lines"),
+        (b"\na\tb\n1\t2\n", r"t\.CSV:2: the only column is 'a\\tb': separated by tabs\? name it \.tsv$"),
+        (b"x|y\n1|2\n", r"t\.CSV:1: no column 'a'; the columns are x\|y"),
         (b"", r"t\.CSV:1: no column 'a'; the columns are none"),
         (b"PK\x03\x04\xff", r"t\.CSV:1: not UTF-8 text but a ZIP archive or an Excel file"),
         (b"\x1f\x8b\x08\x00", r"t\.CSV:1: not UTF-8 text but a compressed file"),

@@ -299,7 +299,7 @@ def test_problems_are_told_with_their_place(tmp_path: Path) -> None:
     [
         (b'[{"instruction": "\xff"}]', "x.json:1: not UTF-8"),
         (b'{"instruction": "a"}\n{"instruction": "b"}', "should end in .jsonl"),
-        (b'{"a": 1}', "expected a list of rows, found dict"),
+        (b'{"a": 1}', "expected one list of rows, found dict with the keys 'a'"),
         (b'{"rows": [{}], "rows": [{}]}', "x.json: the key 'rows' occurs twice"),
         (b"[" * 100_000, "nested too deeply"),
         (b"[]", "no rows"),

@@ -131,6 +131,24 @@ def test_architectures_that_cannot_be_built_are_refused_in_one_sentence(
 
 
 @pytest.mark.parametrize(
+    ("shard", "entry", "said"),
+    [
+        ("1KB", "vocab_size", r"lm_head\.weight has the shape \[{0}, {1}\] in model-00\S+\.safetensors, and"),
+        ("5GB", "hidden_size", r"has the shape \[{0}, {1}\] in model\.safetensors, and .*\(one of \d+ that differ\)"),
+    ],
+)
+def test_weights_of_other_shapes_than_config_json_are_named(tmp_path: Path, shard: str, entry: str, said: str) -> None:
+    hf = tiny_hf("llama")
+    hf.save_pretrained(tmp_path, max_shard_size=shard)
+    save_tokenizer(tmp_path)
+    tree = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
+    (tmp_path / "config.json").write_text(json.dumps({**tree, entry: 2 * tree[entry]}), encoding="utf-8")
+    said = said.format(*hf.get_input_embeddings().weight.shape)
+    with pytest.raises(ConfigError, match=rf"^{tmp_path}: the weights do not fit config.json: [^\n]*{said}[^\n]*$"):
+        LanguageModel.from_config(LanguageModelConfig(path=str(tmp_path)))
+
+
+@pytest.mark.parametrize(
     ("path", "parameters", "kv_bytes"),
     [
         ("gpt2", 124_439_808, 2 * 12 * 768 * 4),

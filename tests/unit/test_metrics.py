@@ -321,6 +321,19 @@ def test_predictions_are_length_normalised():
     assert (second.prediction["method"], second.correct["method"], second.loss["method"]) == (None, None, 2.0)
 
 
+def test_a_row_whose_loss_is_no_number_is_counted():
+    examples, scores = make_scores()
+    broken = {key: (math.nan, count) for key, (_, count) in scores.items()}
+    rows = {"method": {**scores, (1, 0): (-math.inf, 3)}, "full_prompt": broken, "no_prompt": scores}
+    near = {"full_prompt": dict.fromkeys((0, 1), (math.nan, math.nan))}
+    predictions = make_predictions("test", examples, rows, closeness=near)
+    assert {(p.kl["full_prompt"], p.top1["full_prompt"]) for p in predictions} == {(None, None)}
+    found = summarise(predictions, "accuracy", examples_sha256="", resamples=10)
+    assert found.not_finite == {"method": 1, "full_prompt": 2}
+    assert "loss" not in found.rows["full_prompt"]
+    assert "NaN" not in found.model_dump_json()
+
+
 def test_pmi_changes_the_choice_but_not_the_loss():
     examples, scores = make_scores()
     null = {(0, 0): (-1.0, 4), (0, 1): (-5.0, 1), (1, 0): (-1.0, 1)}

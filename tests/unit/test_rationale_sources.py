@@ -136,6 +136,41 @@ def test_a_json_file_may_hold_lines_or_a_list(tmp_path: Path, indent: int | None
         assert [(row.input, row.llm_label) for row in found][1:] == [("question 1", ""), ("question 2", "no")]
 
 
+@pytest.mark.parametrize("indent", [None, 1])
+def test_a_json_file_may_hold_its_rows_in_an_object(tmp_path: Path, indent: int | None) -> None:
+    rows = [{"id": f"r{i}", "input": f"question {i}", "label": "yes", "options": ["yes", "no"]} for i in range(2)]
+
+    def read(tree: Any) -> list[str]:
+        (tmp_path / "rows.json").write_text(json.dumps(tree, indent=indent))
+        return [row.input for row in RationaleFilesData(test=(tmp_path / "rows.json",)).source().rows("test")]
+
+    assert read({"version": 1, "teacher": "t", "data": rows}) == ["question 0", "question 1"]
+    with pytest.raises(ConfigError, match=r"expected one list of rows, found dict with the keys 'train', 'test'$"):
+        read({"train": rows, "test": rows})
+    if indent is None:
+        assert read(rows[0]) == ["question 0"]  # the only line, with a list of options
+
+
+def test_labels_of_a_teacher_may_be_numbers(tmp_path: Path) -> None:
+    rows = [{"id": str(i), "input": f"question {i}", "label": i} for i in range(3)]
+    for i, label in enumerate((2, 2.5)):
+        rows[i]["llm_label"] = label
+    files = (_write(tmp_path / "test.jsonl", rows),)
+    work = (_write(tmp_path / "work.jsonl", [{"id": "1", "llm_label": 0}, {"id": "2", "llm_label": 1.5}]),)
+
+    def labels(**options: Any) -> list[str]:
+        return [row.llm_label for row in RationaleFilesData(test=files, **options).source().rows("test")]
+
+    assert labels() == ["2", "2.5", ""]
+    assert labels(rationales=work) == ["2", "0", "1.5"]
+    assert labels(rationales=work, columns={"label_names": ("a", "b", "c")}) == ["c", "a", "1.5"]
+    for name, bad in (("test", {**rows[0], "llm_label": True}), ("work", {"id": "0", "llm_label": [1]})):
+        _write(tmp_path / f"{name}.jsonl", [bad])
+        with pytest.raises(ConfigError, match=rf"{name}\.jsonl:1: 'llm_label' is (bool|list), expected text"):
+            labels(rationales=work if name == "work" else ())
+        _write(tmp_path / "test.jsonl", rows)
+
+
 @pytest.mark.parametrize(
     ("work", "message"),
     [

@@ -16,7 +16,7 @@ from promptcomp.commands.report_runs import report
 from promptcomp.config import ConfigError, dump
 from promptcomp.evaluation.findings import abouts, findings
 from promptcomp.evaluation.predictions import Prediction, write_predictions
-from promptcomp.evaluation.results import Estimate, Results, Size, SplitResult, write_results
+from promptcomp.evaluation.results import Estimate, Results, RivalResult, Size, SplitResult, write_results
 from promptcomp.experiment import load
 from promptcomp.run.callbacks import MetricsLogger, check_loggers
 from promptcomp.run.run_directory import MetricsFile, RunDirectory, make_new, read_metrics, step_series
@@ -62,6 +62,16 @@ def results(one: SplitResult, slots: float | None = 8, **changes: Any) -> Result
 )  # fmt: skip
 def test_one_sentence_first(one: SplitResult, slots: float | None, said: str) -> None:
     assert said in findings(results(one, slots))[0]
+
+
+def test_a_loss_that_is_no_number_is_said_and_not_what_is_kept() -> None:
+    [said] = findings(results(split(retained=0.95, not_finite={"method": 3, "full_prompt": 1})))
+    assert said.startswith("On test the loss is NaN or infinite (MEND in 3 of 4, the full demonstrations in 1 of 4 exa")
+    assert said.endswith("or they overflow in 16 bits (lm.dtype=float32).")
+    rival = results(split(retained=0.95, not_finite={"r": 1}, rivals={"r": RivalResult(title="evicted")}))
+    kept, said = findings(rival)
+    assert kept.startswith("MEND keeps 95%")
+    assert "(evicted in 1 of 4 examples)" in said
 
 
 def test_the_data_says_what_its_splits_are() -> None:

@@ -145,6 +145,32 @@ def test_weights_that_are_missing_are_not_made_up(tmp_path: Path) -> None:
         LanguageModel.from_config(config)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "scale", "said"),
+    [
+        ("float32", torch.nan, r"in float32 .*its weight model\.layers\.0\.mlp\.up_proj\.weight holds .* give weights"),
+        ("float16", 1e7, r"in float16 .*its weight model\.layers\.0\.mlp\.up_proj\.weight holds .* lm\.dtype=bfloat16"),
+        ("float16", 3e4, r"in float16 .*numbers on the way exceed float16\); .* lm\.dtype=bfloat16 or float32"),
+    ],
+)
+def test_an_lm_whose_scores_are_no_numbers_is_refused(
+    own_cache: Path, tmp_path: Path, dtype: Any, scale: float, said: str
+) -> None:
+    hf, good = tiny_hf("llama"), tiny_hf("llama")
+    for name in ("up_proj", "down_proj"):
+        hf.get_parameter(f"model.layers.0.mlp.{name}.weight").data *= scale
+    config = _saved(tmp_path / "lm", hf).model_copy(update={"dtype": dtype})
+    for _ in range(2):
+        with pytest.raises(ConfigError, match=rf"^{tmp_path / 'lm'}: its scores [^\n]*{said}"):
+            LanguageModel.from_config(config)
+    if dtype == "float16":
+        LanguageModel.from_config(config.model_copy(update={"dtype": "float32"}))
+    else:
+        with pytest.raises(ConfigError, match="its scores in float32 are NaN"):
+            LanguageModel.from_parts(hf)
+        LanguageModel.from_parts(good)  # of the same family
+
+
 def test_attention_is_what_the_model_has(tmp_path: Path) -> None:
     capped = {"attn_logit_softcapping": 5.0}
     for kind, changes, best in (

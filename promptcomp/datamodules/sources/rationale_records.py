@@ -11,7 +11,7 @@ import re
 import string
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 from promptcomp.config import Config
 from promptcomp.datamodules.sources.rationale_parsing import NLI_LABELS, STATUSES
@@ -173,6 +173,8 @@ class RecordReader:
         """
         self.columns, self._human = columns, human
         self._format = FORMATS[format_name] if format_name is not None else None
+        self.names = columns.label_names or (NLI_LABELS if format_name in ("esnli", "anli1") else ())
+        """Of labels that are numbers."""
 
     def asked(self) -> Asked:
         """The columns for a reader; each row is looked at by itself, as formats may write theirs in several ways."""
@@ -201,7 +203,9 @@ class RecordReader:
         if not example.input.strip():
             raise BadRow("the input is empty")
         columns = self.columns
-        label, rationale = _text(record, columns.llm_label), _text(record, columns.llm_rationale)
+        given = record.get(columns.llm_label) if columns.llm_label else None
+        label = label_of_number(given, self.names) if is_number(given) else _text(record, columns.llm_label)
+        rationale = _text(record, columns.llm_rationale)
         teacher, status = _text(record, columns.teacher), _text(record, columns.parse_status) or "ok"
         if status not in STATUSES:
             raise BadRow(f"{columns.parse_status!r} {status!r} is none of {', '.join(STATUSES)}")
@@ -263,7 +267,7 @@ class RecordReader:
             return names[number]
         if value is None:
             return ""
-        if isinstance(value, bool) or not isinstance(value, str | int | float) or not _is_finite(value):
+        if not isinstance(value, str) and not is_number(value):
             raise BadRow(f"{self.columns.label!r} is {type(value).__name__}, expected text")
         if names and value not in names:
             raise BadRow(f"{self.columns.label!r} {value!r} is none of columns.label_names")
@@ -291,6 +295,17 @@ class _Filled(string.Formatter):
         if not isinstance(value, str | int | float) or not _is_finite(value):
             raise ValueError(f"{field_name!r} is {type(value).__name__}, expected text or a finite number")
         return value, first
+
+
+def is_number(value: Any) -> TypeGuard[float]:
+    """Whether a value of JSON is a finite number (true and false are none)."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and _is_finite(value)
+
+
+def label_of_number(value: float, names: Sequence[str]) -> str:
+    """The label that a number is: the name that it has, or itself as text."""
+    number = _index(value)
+    return names[number] if number is not None and 0 <= number < len(names) else str(value)
 
 
 def _is_finite(value: str | int | float) -> bool:

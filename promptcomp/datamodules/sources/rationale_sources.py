@@ -13,7 +13,13 @@ from promptcomp.datamodules.rationale.rationale_config import RationaleFilesData
 from promptcomp.datamodules.sections import check_split
 from promptcomp.datamodules.sources.arrow import open_table
 from promptcomp.datamodules.sources.rationale_parsing import STATUSES, parse
-from promptcomp.datamodules.sources.rationale_records import BadRow, RationaleColumns, RecordReader
+from promptcomp.datamodules.sources.rationale_records import (
+    BadRow,
+    RationaleColumns,
+    RecordReader,
+    is_number,
+    label_of_number,
+)
 from promptcomp.datamodules.sources.records import (
     Asked,
     Found,
@@ -33,8 +39,8 @@ from promptcomp.datamodules.tasks import RationaleRow, RationaleSource
 _WORK = Asked(("id",), ("llm_label", "llm_rationale", "teacher", "parse_status"))
 
 
-def read_work(paths: Sequence[Path], found: Found) -> dict[str, Mapping[str, Any]]:
-    """What a teacher wrote, by the ids of rows.
+def read_work(paths: Sequence[Path], found: Found, names: Sequence[str] = ()) -> dict[str, Mapping[str, Any]]:
+    """What a teacher wrote, by the ids of rows; `names` of labels that are numbers.
 
     Raises:
         ConfigError: a file is missing or bad, or an id occurs twice (unless that is collected).
@@ -45,7 +51,9 @@ def read_work(paths: Sequence[Path], found: Found) -> dict[str, Mapping[str, Any
             name = str(name_in(record.content["id"]))
             if name in work:
                 tell(Problem(record.file, record.line, f"the id {name!r} occurs twice"), found)
-            work[name] = record.content
+            work[name], label = record.content, record.content.get("llm_label")
+            if is_number(label):
+                work[name] = {**record.content, "llm_label": label_of_number(label, names)}
     return work
 
 
@@ -63,7 +71,8 @@ def _work_problems(record: Mapping[str, Any]) -> list[str]:
         return [f"'id' is {type(record['id']).__name__}, expected text or a whole number"]
     status = record.get("parse_status") or "ok"
     unknown = [] if status in STATUSES else [f"'parse_status' {status!r} is none of {', '.join(STATUSES)}"]
-    return (text_problems(record, (), _WORK.optional) or unknown)[:1]
+    texts = [name for name in _WORK.optional if name != "llm_label" or not is_number(record.get(name))]
+    return (text_problems(record, (), texts) or unknown)[:1]
 
 
 def read_rows(
@@ -240,7 +249,7 @@ class TableRationales(_FileSource):
         for records, where in self._tables(split):
             rows += read_rows(records, self._reader, split, where, found, len(rows), self._named)
         if self._work is None:
-            self._work = read_work(self.config.rationales, found)
+            self._work = read_work(self.config.rationales, found, self._reader.names)
         work = self._work
         return [_with_work(row, work[row.id]) if row.id in work else row for row in unique(rows, found)]
 

@@ -5,6 +5,7 @@ Only the columns that a section asks for matter: what stands in another one is n
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import math
@@ -20,6 +21,11 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 FILE_KINDS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
+_SEPARATED = {
+    ",": ("commas", "name it .csv"),
+    "\t": ("tabs", "name it .tsv"),
+    ";": ("semicolons", "save it with commas (.csv) or tabs (.tsv), or as JSON lines (.jsonl)"),
+}
 _LONGEST_CELL = 2**31 - 1  # characters; Python's own limit is 131,072
 _ROWS_AT_ONCE = 4096
 _UNREADABLE = (ValueError, TypeError, ArithmeticError, NotImplementedError)  # what pyarrow raises for single values
@@ -37,7 +43,7 @@ def read_records(path: Path, asked: Asked, kind: str | None = None) -> Iterator[
     check_file(path)
     readers = {".jsonl": _json_lines, ".json": _json_list, ".parquet": _parquet}
     try:
-        if kind == ".jsonl" and path.suffix.lower() == ".json" and _is_list(path):
+        if kind == ".jsonl" and path.suffix.lower() == ".json" and _holds_rows(path, asked):
             kind = ".json"
         yield from readers[kind](path, asked) if kind in readers else _csv(path, asked, "\t" if kind == ".tsv" else ",")
     except OSError as error:
@@ -46,7 +52,7 @@ def read_records(path: Path, asked: Asked, kind: str | None = None) -> Iterator[
 
 def kind_of_rows(path: Path) -> str:
     """How a file is read that need not say what it is: as JSON lines unless its name says that it is a table
-    (`read_records` looks whether a .json file holds a list)."""
+    (`read_records` looks whether a .json file is one value that holds the rows)."""
     suffix = path.suffix.lower()
     return suffix if suffix in (".csv", ".tsv", ".parquet") else ".jsonl"
 
@@ -125,9 +131,23 @@ def read_json(path: Path) -> Any:
         raise ConfigError(f"{path}:{error.lineno}: not valid JSON: {error.msg} (column {error.colno}){hint}") from None
 
 
-def _is_list(path: Path) -> bool:
+def _holds_rows(path: Path, asked: Asked) -> bool:
+    """Whether a file is a list, or one object with lists that is no row itself, and not an object a line."""
     with path.open("rb") as file:
-        return file.read(_ROWS_AT_ONCE).removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"["
+        lines = (line for raw in file if (line := raw.removeprefix(b"\xef\xbb\xbf").strip()))
+        first, more = next(lines, b""), next(lines, None) is not None
+    if not first.startswith(b"{"):
+        return first.startswith(b"[")
+    found: Any = None
+    with contextlib.suppress(ValueError):  # the row of this line is not valid then, or it goes on in the next one
+        found = parse_json(first.decode())
+        if more:
+            return False
+    with contextlib.suppress(ValueError):
+        found = parse_json(path.read_text(encoding="utf-8-sig")) if found is None else found
+    if found is None or any(name in found for name in asked.required or asked.all):
+        return False
+    return any(isinstance(value, list) for value in found.values())
 
 
 def _text(path: Path) -> str:
@@ -173,7 +193,8 @@ def _json_list(path: Path, asked: Asked) -> Iterator[Record]:
     if isinstance(found, dict) and len(lists := [each for each in found.values() if isinstance(each, list)]) == 1:
         found = lists[0]  # {"version": ..., "examples": [...]}
     if not isinstance(found, list):
-        raise ConfigError(f"{path}: expected a list of rows, found {type(found).__name__}")
+        keys = f" with the keys {', '.join(map(repr, found))}" if isinstance(found, dict) else ""
+        raise ConfigError(f"{path}: expected one list of rows, found {type(found).__name__}{keys}")
     for number, content in enumerate(found, start=1):
         yield Record(str(path), number, *checked(content, asked))
 
@@ -236,7 +257,12 @@ def _csv(path: Path, asked: Asked, delimiter: str) -> Iterator[Record]:
 
 def _csv_rows(file: str, reader: Any, asked: Asked) -> Iterator[Record]:
     header: list[str] = next((cells for cells in reader if cells), [])
-    asked.check_header(header, f"{file}:{reader.line_num or 1}")
+    where = f"{file}:{reader.line_num or 1}"
+    if len(header) == 1 and header[0] not in asked.all:
+        for mark, (words, advice) in _SEPARATED.items():
+            if mark in header[0] and mark != reader.dialect.delimiter:
+                raise ConfigError(f"{where}: the only column is {header[0]!r}: separated by {words}? {advice}")
+    asked.check_header(header, where)
     line = reader.line_num + 1
     for cells in reader:
         if len(cells) > len(header):
