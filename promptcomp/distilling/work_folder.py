@@ -13,6 +13,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from itertools import chain
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -62,7 +63,7 @@ class WorkFolder:
         return self.path / f"slots-{slots}-{kind}-{found}.safetensors"
 
     def settle(self, identity: Mapping[str, str]) -> None:
-        """Say what the answers depend on, or compare it with what an earlier call has said that has made some.
+        """Say what answers and slots depend on, or compare it with what an earlier call that has made some has said.
 
         Args:
             identity: by what a message calls it; what is long as its hash.
@@ -71,7 +72,7 @@ class WorkFolder:
             ConfigError: names what differs.
         """
         before = self._kept("distill.json")
-        made = self.questions.exists() or any((self.path / "answers").iterdir())
+        made = self.questions.exists() or any(chain((self.path / "answers").iterdir(), self.path.glob("slots-*")))
         for what in [name for name in identity if made and before.get(name, identity[name]) != identity[name]]:
             raise ConfigError(
                 f"{self.path}: its questions and answers were made with another {what}; name another folder with "

@@ -8,6 +8,7 @@ come from the runs' predictions on the same examples, resampled together, so dif
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -199,7 +200,8 @@ def _seeds(groups: Sequence[Group], rows: Sequence[str], name: MetricName) -> di
 
 def _per_seed(groups: Sequence[Group], row: str, name: MetricName) -> dict[int | None, float]:
     seeds = dict.fromkeys(g.seed for g in groups)
-    return {seed: _plain([g for g in groups if g.seed == seed], row, name) for seed in seeds}
+    alone = [replace(g, num_seeds=1) for g in groups]
+    return {seed: _plain([g for g in alone if g.seed == seed], row, name) for seed in seeds}
 
 
 def _plain(groups: Sequence[Group], row: str, name: MetricName) -> float:

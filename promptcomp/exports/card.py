@@ -184,8 +184,10 @@ def _of_its_run(info: PromptInfo) -> list[str]:
     with contextlib.suppress(ConfigError):
         results = None if info.run is None else read_results(RunDirectory(Path(info.run)).results)
         if results is not None and results.method == info.method:
+            slots = results.size.memory_slots
+            with_ = "" if slots is None else f", with {round(slots, 1):g} slots (mean over contexts)"
             return [
-                "This prompt was not measured; the compressor that made it was, on its test data:",
+                f"This prompt was not measured; the compressor that made it was, on its test data{with_}:",
                 _scores(results),
             ]
     return ["What it keeps of the prompt's effect was not measured."]

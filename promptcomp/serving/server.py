@@ -60,12 +60,13 @@ def open_served(folder: Path, lm: str | None, dtype: str | None, device: str) ->
             infos.append(header(folder, name))
         except (ConfigError, FileNotFoundError):
             continue
-    places = sorted({str(place_of_lm(info)) for info in infos})
+    places = sorted({place for info in infos if (place := place_of_lm(info))})
     if lm is None and len(places) != 1:
-        found = f"its prompts are for several: {', '.join(places)}" if places else "no compressed prompt is in it"
+        found = "its prompts do not say where their LM is" if infos else "no compressed prompt is in it"
+        found = f"its prompts are for several: {', '.join(places)}" if places else found
         raise ConfigError(f"{folder}: {found}; name the LM to serve with --lm")
     place = lm or places[0]
-    fitting = [info for info in infos if str(place_of_lm(info)) == place] or infos
+    fitting = [info for info in infos if place_of_lm(info) == place] or infos
     config = fitting[0].lm if fitting else LanguageModelConfig(path=place)
     if dtype is not None:
         config = build(LanguageModelConfig, {**config.model_dump(), "dtype": dtype}, "serve")

@@ -574,6 +574,10 @@ def test_mistakes_about_texts_and_models(
     code, _, err = call(*words(lms, "--slots", "2"))
     assert code == 2
     assert "memory.distill: its questions and answers were made with another text" in err
+    for answers in Path("memory.distill/answers").iterdir():
+        answers.unlink()
+    code, _, err = call(*words(lms, "--slots", "2"))
+    assert (code, "were made with another text" in err) == (2, True)  # slots of the text are there
     (tmp_path / "memory.distill" / "distill.json").write_text("[1]")
     code, _, err = call(*words(lms, "--slots", "2"))
     assert (code, "distill.json: is damaged" in err) == (2, True)

@@ -180,6 +180,19 @@ def test_summary_has_bounds_intervals_and_tables():
     assert result.num_contexts == len({p.context for p in sample(400)})
 
 
+def test_tasks_weigh_the_same_in_the_figures_of_a_seed_however_many_seeds_they_have():
+    made = sample(200, kinds=("multi_choice",))
+    made = [p for p in made if p.task != "task1" or p.seed == 13]
+    result = summarise(made, "accuracy", resamples=10)
+    for name in ("task_accuracy", "task"):
+        named = summarise(made, name, resamples=10)
+        for seed in (13, 21):
+            own = [p for p in made if p.seed == seed]
+            tasks = [np.mean([p.correct["method"] for p in own if p.task == t]) for t in {p.task for p in own}]
+            assert named.seeds[str(seed)]["method"] == pytest.approx(np.mean(tasks))
+        assert result.rows["method"][name].worst == min(each["method"] for each in named.seeds.values())
+
+
 def test_interval_covers_the_truth_about_as_often_as_it_says():
     covered = 0
     for seed in range(60):

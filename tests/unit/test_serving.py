@@ -29,8 +29,10 @@ from promptcomp.batch import EncodedContext, EncodedQuery, collate
 from promptcomp.bench import BenchPlan, LoadPlan
 from promptcomp.bench.server_load import requests_of, run_server_bench
 from promptcomp.config import ConfigError
+from promptcomp.exports.export import export
 from promptcomp.language_model import LanguageModel, LanguageModelConfig, generation, open_tokenizer, text_of
 from promptcomp.memory import memory_tensors
+from promptcomp.prompts.artifact import weights_hash
 from promptcomp.prompts.compressing import Compressor
 from promptcomp.prompts.prompt_files import AnswerSettings, _Streamer, load_prompt, open_lm
 from promptcomp.serving import Refusal, ServeOptions
@@ -38,7 +40,7 @@ from promptcomp.serving.app import App
 from promptcomp.serving.engine import Continuation, Engine
 from promptcomp.serving.protocol import AnswerText
 from promptcomp.serving.registry import Registry
-from promptcomp.serving.server import run_server
+from promptcomp.serving.server import open_served, run_server
 from promptcomp.terminal import PlainConsole
 from tests.forks import Fork
 from tests.prompt_runs import WINDOW, save_lm, save_run
@@ -75,6 +77,21 @@ def open_app(folder: Path, key: str | None = None, **options: Any) -> App:
     prompt = load_prompt(folder / "gist.safetensors", device="cpu")
     lm = open_lm(prompt.info, None, "gist").eval()
     return App(lm, "lm", Registry(folder, lm, "lm"), ServeOptions(**options), key)
+
+
+def test_prompts_that_do_not_say_where_their_lm_is_ask_for_it(folders: dict[str, Path], tmp_path: Path) -> None:
+    lm = folders["llama"].parent / "lm"
+    run = save_run(tmp_path / "run", lm, {"name": "gist", "num_slots": 2, "train": "lm"})
+    export(run, tmp_path / "export", "tensors")
+    (tmp_path / "registry").mkdir()
+    with pytest.raises(ConfigError, match=r"registry: no compressed prompt is in it; name the LM to serve with --lm$"):
+        open_served(tmp_path / "registry", None, None, "cpu")
+    Compressor.load(tmp_path / "export", device="cpu").compress("cat").save(tmp_path / "registry" / "a.safetensors")
+    with pytest.raises(ConfigError, match=r"registry: its prompts do not say where their LM is; name the LM"):
+        open_served(tmp_path / "registry", None, None, "cpu")
+    opened, _ = open_served(tmp_path / "registry", str(run), None, "cpu")
+    prompt = load_prompt(tmp_path / "registry" / "a.safetensors", device="cpu", model=run)
+    assert weights_hash(opened.hf) == prompt.info.lm_hash
 
 
 @pytest.fixture(scope="module")

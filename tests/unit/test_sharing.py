@@ -161,6 +161,7 @@ def test_an_export_knows_its_lm(tmp_path: Path) -> None:
 def test_a_card(tmp_path: Path) -> None:
     run = save_run(tmp_path / "run", Path("builtin:toy_decoder"), GIST)
     results = {"schema": 1, "method": "gist", "family": "decoder", "data": "toy_icl", "lm": "x", "seed": 0}
+    results |= {"size": {"memory_slots": 2}}
     split = {"metric": "accuracy", "count": 8, "method": 0.5, "method_ci": [0.25, 0.75], "full_prompt": 0.9}
     split |= {"full_prompt_ci": [0.8, 1.0], "no_prompt": 0.1}
     (run / "results.json").write_text(json.dumps({**results, "splits": {"unseen": split}}), encoding="utf-8")
@@ -175,7 +176,9 @@ def test_a_card(tmp_path: Path) -> None:
     assert "| unseen | accuracy | 0.500 [0.250, 0.750] | 0.900 [0.800, 1.000] | 0.100 |" in text
     assert "promptcomp fit --method gist" in text
     info = promptcomp.compress(run, text=TEXT, device="cpu").info
-    assert "| unseen | accuracy | 0.500 [0.250, 0.750] |" in "".join(of_prompt(info, ""))
+    said = "".join(of_prompt(info, ""))
+    assert "| unseen | accuracy | 0.500 [0.250, 0.750] |" in said
+    assert "on its test data, with 2 slots (mean over contexts):" in said
     (run / "results.json").unlink()
     assert "was not measured" in "".join(of_prompt(info, ""))
 
