@@ -38,7 +38,6 @@ from promptcomp.commands.explain import experiments, explain, methods
 from promptcomp.commands.exporting import export, push
 from promptcomp.commands.mistakes import sentence
 from promptcomp.commands.report_runs import report
-from promptcomp.commands.serve import serve
 from promptcomp.commands.slurm_options import SlurmCommand, SlurmOption, refuse_overrides, submit_again, submit_new
 from promptcomp.errors import ConfigError, Exit, RankLost, RunFailed, is_full, is_out_of_memory
 from promptcomp.plain import say, shown, without_credentials, wrapped
@@ -337,7 +336,7 @@ def pretrain(
 
 for _command in (
     *(report, explain, methods, experiments, doctor, prompts.compress, prompts.inspect, prompts.generate, distill),
-    *(export, push, serve, bench, judge, rationales, sweep.curve),
+    *(export, push, prompts.serve, bench, judge, rationales, sweep.curve),
 ):
     app.command()(_command)
 app.add_typer(data.app, name="data")
