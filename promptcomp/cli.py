@@ -319,23 +319,9 @@ def compare(
         show(FORMATS[format_](comparison), end="")
 
 
-@app.command()
-def pretrain(
-    recipe: Annotated[str, Argument(help="A shipped recipe (toy_decoder, toy_t5, text ...) or a YAML file.")],
-    overrides: Overrides = None,
-    output: Annotated[
-        Path | None, Option("--output", "-o", help="Folder for the model; default: models/RECIPE.")
-    ] = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Train a small base LM from scratch, for offline use: the toy world's, or one for your own text."""
-    from promptcomp.toy.pretraining import run_pretrain
-
-    run_pretrain(recipe, overrides or [], output, console_for(as_json), as_json)
-
-
 for _command in (
-    *(report, explain, methods, experiments, doctor, prompts.compress, prompts.inspect, prompts.generate, distill),
+    *(models.pretrain, report, explain, methods, experiments, doctor),
+    *(prompts.compress, prompts.inspect, prompts.generate, distill),
     *(export, push, prompts.serve, bench, judge, rationales, sweep.curve),
 ):
     app.command()(_command)
