@@ -196,13 +196,13 @@ class RationaleDataModule(ContextDataModule):
         """
         return self._contexts(split, RATIONALE if self.config.targets == "rationale" else ANSWER)
 
-    def rationale_dataloader(self, split: str, *, rank: int = 0, world_size: int = 1) -> DataLoader[EncodedContext]:
+    def rationale_dataloader(self, split: str) -> DataLoader[EncodedContext]:
         """Batches of an evaluation split with the rationale task alone, to write or score rationales.
 
         Raises:
-            ConfigError: the split is unknown, or has fewer rows than there are processes.
+            ConfigError: the split is unknown.
         """
-        return self.contexts_dataloader(self._contexts(split, RATIONALE), rank=rank, world_size=world_size)
+        return self.contexts_dataloader(self._contexts(split, RATIONALE))
 
     def _contexts(self, split: str, role: int) -> EvalContexts:
         """The rows of a split with the task of a role."""
