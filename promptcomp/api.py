@@ -70,7 +70,7 @@ class SweepRun:
         return self._table("points")
 
     def _table(self, kind: str) -> Any:
-        from promptcomp.sweeps.views.tables import state_json
+        from promptcomp.sweeps.views.html_report import state_json
 
         rows = state_json(self.state)[kind]
         return frame({**row.pop("params"), **flat({k: v for k, v in row.items() if v != {}})} for row in rows)

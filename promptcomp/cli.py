@@ -16,7 +16,7 @@ import typer
 from typer import Argument, Option
 
 from promptcomp import __version__
-from promptcomp.commands import checkpoint, data, leaderboard, models, prompts, sweep
+from promptcomp.commands import data, leaderboard, models, prompts, run_files, sweep
 from promptcomp.commands.asking import judge, rationales
 from promptcomp.commands.bench import bench
 from promptcomp.commands.common import (
@@ -35,10 +35,7 @@ from promptcomp.commands.completing import run_folders
 from promptcomp.commands.distill import distill
 from promptcomp.commands.doctor import doctor
 from promptcomp.commands.explain import experiments, explain, methods
-from promptcomp.commands.exporting import export, push
 from promptcomp.commands.mistakes import sentence
-from promptcomp.commands.report_runs import report
-from promptcomp.commands.serve import serve
 from promptcomp.commands.slurm_options import SlurmCommand, SlurmOption, refuse_overrides, submit_again, submit_new
 from promptcomp.errors import ConfigError, Exit, RankLost, RunFailed, is_full, is_out_of_memory
 from promptcomp.plain import say, shown, without_credentials, wrapped
@@ -320,29 +317,15 @@ def compare(
         show(FORMATS[format_](comparison), end="")
 
 
-@app.command()
-def pretrain(
-    recipe: Annotated[str, Argument(help="A shipped recipe (toy_decoder, toy_t5, text ...) or a YAML file.")],
-    overrides: Overrides = None,
-    output: Annotated[
-        Path | None, Option("--output", "-o", help="Folder for the model; default: models/RECIPE.")
-    ] = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Train a small base LM from scratch, for offline use: the toy world's, or one for your own text."""
-    from promptcomp.toy.pretraining import run_pretrain
-
-    run_pretrain(recipe, overrides or [], output, console_for(as_json), as_json)
-
-
 for _command in (
-    *(report, explain, methods, experiments, doctor, prompts.compress, prompts.inspect, prompts.generate, distill),
-    *(export, push, serve, bench, judge, rationales, sweep.curve),
+    *(models.pretrain, run_files.report, explain, methods, experiments, doctor),
+    *(prompts.compress, prompts.inspect, prompts.generate, distill),
+    *(run_files.export, run_files.push, prompts.serve, bench, judge, rationales, sweep.curve),
 ):
     app.command()(_command)
 app.add_typer(data.app, name="data")
 app.add_typer(models.app, name="models")
-app.add_typer(checkpoint.app, name="checkpoint")
+app.add_typer(run_files.app, name="checkpoint")
 app.add_typer(sweep.app, name="sweep")
 app.add_typer(leaderboard.app, name="leaderboard")
 
@@ -359,7 +342,7 @@ def _refuse(name: str, instead: str, group: typer.Typer = app) -> None:
 
 _refuse("jobs", "`squeue --me` shows your jobs (named pc-RUN); their logs are in RUN/slurm")
 _refuse("cancel", "`scancel NUMBER` ends a job; RUN/slurm/jobs.json has the numbers")
-_refuse("checkpoint export", "use `promptcomp export RUN --to hf -o FOLDER` (or --to peft, tensors)", checkpoint.app)
+_refuse("checkpoint export", "use `promptcomp export RUN --to hf -o FOLDER` (or --to peft, tensors)", run_files.app)
 
 
 def _finish(outcome: Any, console: Console, as_json: bool) -> None:

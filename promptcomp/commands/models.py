@@ -1,22 +1,28 @@
-"""`promptcomp models`: pretrained models with short names, and models of the hub, onto this machine."""
+"""`promptcomp models`: pretrained models with short names, and models of the hub, onto this machine; `promptcomp
+pretrain`: a base LM of a recipe.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import shutil
 import subprocess
 import sys
+import time
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typer import Argument
+from typer import Argument, Option
 
-from promptcomp.commands.common import Commands, JsonOption, console_for, tell
-from promptcomp.errors import ConfigError, NoSpace, close_matches, command, first_line, is_full
+from promptcomp.commands.common import Commands, JsonOption, Overrides, console_for, tell
+from promptcomp.errors import ConfigError, NoSpace, close_matches, command, did_you_mean, first_line, is_full
+from promptcomp.files import check_empty
 from promptcomp.plain import say
 
 if TYPE_CHECKING:
@@ -179,3 +185,55 @@ def _from_hub(name: str, console: Console) -> Path:
         if is_full(error):
             raise
         raise ConfigError(f"{name}: cannot be got from the hub ({first_line(error)})") from None
+
+
+def pretrain(
+    recipe: Annotated[str, Argument(help="A shipped recipe (toy_decoder, toy_t5, text ...) or a YAML file.")],
+    overrides: Overrides = None,
+    output: Annotated[
+        Path | None, Option("--output", "-o", help="Folder for the model; default: models/RECIPE.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Train a small base LM from scratch, for offline use: the toy world's, or one for your own text."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from promptcomp.config import apply_overrides, build, read_yaml
+    from promptcomp.documents import shipped
+    from promptcomp.toy.recipe import PretrainConfig, TextCorpus
+
+    console = console_for(as_json)
+    known = shipped("pretrain")
+    if recipe not in known and not recipe.endswith((".yaml", ".yml")):
+        hint = did_you_mean(recipe, known, f"shipped: {', '.join(known)}; or give a .yaml file")
+        raise ConfigError(f"{recipe!r} is no recipe; {hint}")
+    path = known.get(recipe, Path(recipe))
+    config = build(PretrainConfig, apply_overrides(read_yaml(path), overrides or []), source=path.name)
+    if isinstance(config.data, TextCorpus):
+        config.data.check_places()
+    output = output or Path("models") / path.stem
+    check_empty(output)
+    from promptcomp.toy.pretrain_loop import pretrain as train
+
+    started, numbers = time.monotonic(), dict[str, float]()
+    columns = TextColumn("{task.completed:.0f}/{task.total:.0f}"), TextColumn("{task.fields[shown]}")
+    bar = TextColumn("[bold]pretrain[/bold]"), BarColumn(bar_width=24), *columns, TimeElapsedColumn()
+    with Progress(*bar, console=console, disable=not console.is_terminal) as progress:  # elsewhere a line at each check
+        task = progress.add_task("", total=1, shown="")
+
+        def show(step: int, total: int, new: Mapping[str, float]) -> None:
+            numbers.update(new)
+            skills = "  ".join(f"{name} {value:.2f}" for name, value in numbers.items() if name != "loss")
+            shown = f"loss {new['loss']:.3f}  {skills}"
+            if len(new) > 1 and not console.is_terminal:
+                console.print(f"step {step}/{total}  {shown}", highlight=False)
+            progress.update(task, completed=step, total=total, shown=shown)
+
+        train(config, output, show)
+    seconds = time.monotonic() - started
+    if as_json:
+        print(json.dumps({"model": str(output), "seconds": seconds, "numbers": numbers}))
+        return
+    console.print(f"{output} holds the model, its tokenizer and recipe.json ({seconds:.0f} s).", highlight=False)
+    use = command("fit", "--method", "METHOD", f"lm.path={output}")
+    console.print(f"Use it with any experiment: {use}", highlight=False, markup=False, soft_wrap=True)

@@ -15,7 +15,7 @@ from promptcomp.errors import ConfigError, command
 
 if TYPE_CHECKING:
     from promptcomp.cluster.profile import SlurmProfile
-    from promptcomp.cluster.script import Job
+    from promptcomp.cluster.submit import Job
     from promptcomp.sweeps.sweep_config import SweepConfig
 
 SlurmOption = Annotated[
@@ -60,7 +60,7 @@ def refuse_overrides(words: Sequence[str]) -> None:
 def load_for_submission(chosen: str, words: Sequence[str]) -> tuple[SlurmProfile, list[str]]:
     """The profile with its overrides, and the other words. Nodes without internet: nothing here asks the hub either."""
     from promptcomp.cluster.profile import load_profile, split_overrides
-    from promptcomp.cluster.script import OFFLINE
+    from promptcomp.cluster.submit import OFFLINE
 
     ours, others = split_overrides(words)
     profile = load_profile(chosen, ours)
@@ -159,8 +159,7 @@ def submit_sweep(
 
 def show_plan(job: Job, profile: SlurmProfile, as_json: bool) -> None:
     """A dry run: the script, what it asks for, and when SLURM thinks that it would start. Nothing is written."""
-    from promptcomp.cluster.script import render
-    from promptcomp.cluster.submit import SlurmError, predicted_start
+    from promptcomp.cluster.submit import SlurmError, predicted_start, render
 
     text = render(job, profile, Path.cwd())
     try:

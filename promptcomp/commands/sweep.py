@@ -193,9 +193,8 @@ def _objectives(texts: Sequence[str]) -> str:
 def _run(
     config: SweepConfig, directory: Path, storage: str | None, workers: int, devices: str | None, as_json: bool
 ) -> None:
-    from promptcomp.sweeps.views.html_report import write_report
+    from promptcomp.sweeps.views.html_report import state_json, write_report
     from promptcomp.sweeps.views.overview import print_state
-    from promptcomp.sweeps.views.tables import state_json
 
     console = console_for(as_json)
     state, finished = work(config, directory, storage, workers, devices, console)
@@ -217,7 +216,7 @@ def work(
     from promptcomp.sweeps.running import run_sweep
     from promptcomp.sweeps.study import read_state
     from promptcomp.sweeps.sweep_directory import SweepDirectory
-    from promptcomp.sweeps.views.live import LiveView
+    from promptcomp.sweeps.views.overview import LiveView
 
     place = SweepDirectory(directory)
     with LiveView(console) as view:

@@ -33,14 +33,14 @@ def sweep_show(
     if chosen not in known:
         raise ConfigError(f"--format {format_!r} is not known; choose {', '.join(known)}")
     state = read(directory)
-    from promptcomp.sweeps.views import tables
-
     if chosen == "table":
         from promptcomp.sweeps.views.overview import print_state
 
         print_state(state, console_for(False))
         return
-    show(json.dumps(tables.state_json(state)) if chosen == "json" else tables.FORMATS[chosen](state).rstrip("\n"))
+    from promptcomp.sweeps.views.html_report import FORMATS, state_json
+
+    show(json.dumps(state_json(state)) if chosen == "json" else FORMATS[chosen](state).rstrip("\n"))
 
 
 def sweep_best(

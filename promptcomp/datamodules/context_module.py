@@ -352,7 +352,7 @@ class ContextDataModule(L.LightningDataModule):
         """
         return self.eval_dataloader("dev", **self._process)
 
-    def null_dataloader(self, split: str, *, rank: int = 0, world_size: int = 1) -> DataLoader[EncodedContext]:
+    def null_dataloader(self, split: str) -> DataLoader[EncodedContext]:
         """As `eval_dataloader` with every input replaced by "N/A" (for PMI calibration); the same example numbers.
 
         Raises:

@@ -349,9 +349,9 @@ class ICLDataModule(TaughtDataModule):
 
         return EvalContexts(len(plans), lambda context: self._context_length(plans[context]), targets, encode)
 
-    def null_dataloader(self, split: str, *, rank: int = 0, world_size: int = 1) -> DataLoader[EncodedContext]:
+    def null_dataloader(self, split: str) -> DataLoader[EncodedContext]:
         """See the base class."""
-        return self.contexts_dataloader(self.eval_contexts(split, null=True), rank=rank, world_size=world_size)
+        return self.contexts_dataloader(self.eval_contexts(split, null=True))
 
     def eval_queries(self, row: Row, example: int, null: bool = False) -> list[EncodedQuery]:
         """A row with all its options: one query (direct), or one for each option (channel)."""

@@ -18,10 +18,8 @@ from promptcomp.distilling import RATES, ROWS, DistillOptions
 from promptcomp.distilling.asked_text import AskedText
 from promptcomp.distilling.beside import Beside
 from promptcomp.distilling.cartridge import Cartridge, TeacherAnswer, agreement
-from promptcomp.distilling.cartridge_training import Training, TrainingHistory, TrainingPlan
-from promptcomp.distilling.distill_cost import cost_of
-from promptcomp.distilling.endpoint_questions import ask_endpoint
-from promptcomp.distilling.self_study import KeptQuestion, different, held_out, study
+from promptcomp.distilling.cartridge_training import Training, TrainingHistory, TrainingPlan, cost_of
+from promptcomp.distilling.self_study import KeptQuestion, ask_endpoint, different, held_out, study
 from promptcomp.distilling.teacher_answers import Interrupted, Teacher
 from promptcomp.distilling.work_folder import WorkFolder
 from promptcomp.evaluation.formatting import many

@@ -1,24 +1,27 @@
 """Self-study: the LM, behind the whole text, asks itself questions about parts of it.
 
 A part is quoted in the request, or a small LM asks about nothing in particular. Two kinds of requests need no LM: to go
-on with the text from some words of it, and to sum up what follows them.
+on with the text from some words of it, and to sum up what follows them. Another LM may ask instead, at an endpoint.
 """
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import re
 import time
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 
 from promptcomp.chat.answer_file import AnswerFile, FileHeader, KeptAnswer, now
+from promptcomp.chat.client import ChatClient, Endpoint, EndpointError, Message, RefusedError
 from promptcomp.chat.replies import Reply, without_thoughts
 from promptcomp.config import ConfigError
-from promptcomp.errors import command
+from promptcomp.errors import Exit, RunFailed, command
 
 ASKED = {
     "fact": "Write one short question about a fact in this part.",
@@ -41,6 +44,9 @@ _TRIES = 4
 _LEAST_SHARE = 4
 """A study in which the LM has asked less than this part of the questions itself has failed."""
 _BATCH = 16
+_AT_ONCE = 4
+_LOOK = 0.2
+"""Seconds between two looks whether to stop."""
 _MARK = re.compile(r"^(?:(?:[-*\u2022]|\d+[.)]|q(?:uestion)?\s*\d*\s*[:.])\s*)+", re.IGNORECASE)
 _END = re.compile(r"[?\uff1f\u061f]")
 
@@ -171,3 +177,56 @@ def held_out(count: int, share: int | None, seed: int) -> list[int]:
 def hash_of(text: str) -> int:
     """A number that sets one use of a seed apart from another."""
     return int(hashlib.sha256(text.encode()).hexdigest()[:8], 16)
+
+
+def ask_endpoint(
+    endpoint: Endpoint, text: str, requests: Sequence[str], most: int, temperature: float, stopped: Callable[[], bool]
+) -> list[Reply] | None:
+    """What the model writes to requests about a text, which is the system's turn; None: it was stopped.
+
+    Token counts are left out of the replies: they are not the cartridge's LM's. A request that the endpoint refuses
+    has an empty reply.
+
+    Args:
+        endpoint: Who is asked.
+        text: The whole text.
+        requests: Each is a user's turn.
+        most: Most tokens of a reply.
+        temperature: 0 is greedy.
+        stopped: Looked at while requests are under way, which are then given up.
+
+    Raises:
+        ConfigError: the openai package or the key is missing.
+        RunFailed: the endpoint does not serve, or refuses every request; earlier batches are kept.
+    """
+    refused: list[RefusedError] = []
+
+    async def ask() -> list[Reply] | None:
+        turns = asyncio.Semaphore(_AT_ONCE)
+
+        async def one(client: ChatClient, request: str) -> Reply:
+            messages: list[Message] = [{"role": "system", "content": text}, {"role": "user", "content": request}]
+            async with turns:
+                try:
+                    reply = await client.complete(messages, max_tokens=most, temperature=temperature)
+                except RefusedError as error:
+                    refused.append(error)
+                    return Reply("", None, None, None, None)
+            return Reply(reply.text, None, None, None, None)
+
+        async with ChatClient(endpoint) as client:
+            work = asyncio.gather(*(one(client, request) for request in requests))
+            while not (await asyncio.wait({work}, timeout=_LOOK))[0]:
+                if stopped():  # a server that does not answer is not waited for
+                    work.cancel()
+                    return None
+            return work.result()
+
+    try:
+        with ThreadPoolExecutor(1) as pool:  # a notebook has a loop of its own in this thread
+            replies = pool.submit(asyncio.run, ask()).result()
+    except EndpointError as error:
+        raise RunFailed(f"{error}; the questions so far are kept, and the same command goes on", Exit.CRASHED) from None
+    if refused and len(refused) == len(requests):
+        raise RunFailed(f"{refused[0]}; no question was written", Exit.CRASHED)
+    return replies

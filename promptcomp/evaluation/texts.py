@@ -122,6 +122,13 @@ def same_value(one: str, other: str, tolerance: float = TOLERANCE) -> bool:
     return math.isclose(values[0], values[1], rel_tol=tolerance, abs_tol=0.0)
 
 
+def agree(one: str, other: str, metric: str) -> bool:
+    """Whether two labels agree: by value ("equation") or as text, case and blanks aside."""
+    if metric == "equation":
+        return same_value(one, other)
+    return same_label(one.casefold(), other.casefold())
+
+
 ROUGE = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 Sentences = Literal["builtin", "nltk"]
 """builtin: Punkt with the abbreviations below. nltk: Punkt's trained English model (needs a download of its own)."""

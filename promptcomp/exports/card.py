@@ -15,7 +15,7 @@ import yaml
 
 from promptcomp.config import ConfigError
 from promptcomp.documents import parse_yaml
-from promptcomp.evaluation.formatting import held_out_text, many
+from promptcomp.evaluation.formatting import held_out_text, many, value_text
 from promptcomp.evaluation.results import Results, read_results
 from promptcomp.experiment import Experiment
 from promptcomp.files import check_file, read_text
@@ -124,17 +124,11 @@ def _scores(results: Results) -> str:
     lines = ["| split | metric | " + " | ".join(names.values()) + " |", "|---|---|---|---|---|"]
     level = ""
     for name, split in results.splits.items():
-        cells = [_with_interval(getattr(split, key), getattr(split, f"{key}_ci")) for key in names]
+        cells = [value_text(getattr(split, key), getattr(split, f"{key}_ci"), ends=".3f") for key in names]
         lines.append(f"| {name} | {split.metric} | " + " | ".join(cells) + " |")
         level = f"{split.confidence:.0%} intervals"
     bounds = f"; the bounds are {results.bounds}" if results.bounds else ""
     return "\n".join(lines) + (f"\n\nIn brackets: {level}{bounds}." if level else "")
-
-
-def _with_interval(value: float | None, interval: Sequence[float] | None) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.3f}" + ("" if interval is None else f" [{interval[0]:.3f}, {interval[1]:.3f}]")
 
 
 def of_prompt(info: PromptInfo, command: str) -> list[str]:
@@ -160,7 +154,7 @@ def _held_out(info: PromptInfo) -> list[str]:
 
     def cell(key: str, row: Mapping[str, float]) -> str:
         if key == "exact" and count and row.get("kl", 1.0) > 0:  # not the whole text, which is as itself
-            return _with_interval(row[key], wilson(row[key] * count, count))
+            return value_text(row[key], wilson(row[key] * count, count), ends=".3f")
         return held_out_text(key, row[key]) if key in row else "-"
 
     table = [f"| in front | {' | '.join(_TITLES.get(key, key) for key in keys)} |", "|---" * (len(keys) + 1) + "|"]

@@ -27,7 +27,7 @@ from promptcomp.documents import read_json
 from promptcomp.files import cache_folder, write_atomic
 from promptcomp.language_model import generation
 from promptcomp.language_model.attention import AttentionPattern
-from promptcomp.language_model.parts import refusing, token_table, unsupported
+from promptcomp.language_model.parts import lent, refusing, token_table, unsupported
 from promptcomp.memory import SoftPrompt
 
 if TYPE_CHECKING:
@@ -145,14 +145,13 @@ def _verdict(lm: LanguageModel) -> str | None:
 
 
 def _compare(lm: LanguageModel) -> dict[str, float]:
-    with torch.no_grad(), torch.random.fork_rng(devices=[]), _narrowed(lm):
+    with torch.no_grad(), torch.random.fork_rng(devices=[]), lent(lm.hf), _narrowed(lm):
         return _differences(lm)
 
 
 @contextlib.contextmanager
 def _narrowed(lm: LanguageModel) -> Iterator[None]:
     """Without dropout, with windows of a few tokens, and with sdpa for flex_attention, which takes the same masks."""
-    training = [each for each in lm.hf.modules() if each.training]
     config, pattern = lm.text_config, lm.pattern
     implementation = lm.hf.config._attn_implementation
     owners: list[Any] = [config, *lm.hf.modules()]
@@ -168,8 +167,6 @@ def _narrowed(lm: LanguageModel) -> Iterator[None]:
             lm.pattern = AttentionPattern(config, lm.hf.config._attn_implementation)
         yield
     finally:
-        for each in training:
-            each.training = True
         for owner, name, value in found:
             setattr(owner, name, value)
         if implementation == "flex_attention":

@@ -24,12 +24,11 @@ from promptcomp.chat.replies import Reply, cut_at, without_thoughts
 from promptcomp.chat.session import BYTES_PER_TOKEN, AskingSession, Prices, Writing
 from promptcomp.config import ConfigError
 from promptcomp.datamodules.rationale.rationale_config import RationaleConfig
-from promptcomp.datamodules.rationale.row_selection import agree
 from promptcomp.datamodules.sources.rationale_parsing import STATUSES, Parsed, ParseStatus, concluded, parse
 from promptcomp.datamodules.tasks import RationaleRow
 from promptcomp.evaluation.bootstrap import wilson
 from promptcomp.evaluation.formatting import value_text
-from promptcomp.evaluation.texts import value_of
+from promptcomp.evaluation.texts import agree, value_of
 from promptcomp.files import write_atomic
 from promptcomp.rationales import RationaleOptions
 from promptcomp.rationales.rationale_job import PromptTemplate, default_output, pick_template, writing_of

@@ -7,9 +7,7 @@ to be imported.
 from promptcomp.rivals.attention_matching import AttentionMatching
 from promptcomp.rivals.control_memories import RandomSlots, Shuffled
 from promptcomp.rivals.evict import Evict
-from promptcomp.rivals.fewer_demonstrations import FewerDemonstrations
-from promptcomp.rivals.kept_tokens import DropTokens, Truncate
-from promptcomp.rivals.llmlingua import LLMLingua2
+from promptcomp.rivals.kept_tokens import DropTokens, FewerDemonstrations, LLMLingua2, Truncate
 from promptcomp.rivals.quantize import Quantize
 from promptcomp.rivals.rival import NotMet, Reading, Rival, Setting
 

@@ -24,6 +24,7 @@ from rich.console import Console
 
 from promptcomp.config import ConfigError, build, dump, read_yaml
 from promptcomp.datamodules.context_module import ContextDataModule
+from promptcomp.evaluation.memory_cost import synchronise
 from promptcomp.experiment import Experiment
 from promptcomp.lightning_modules.base import CompressionModule
 from promptcomp.run.assess import assess
@@ -134,8 +135,7 @@ class _Clock(L.Callback):
 
 
 def _now(module: L.LightningModule) -> float:
-    if module.device.type == "cuda":
-        torch.cuda.synchronize()
+    synchronise(module.device)
     return time.monotonic()
 
 

@@ -23,10 +23,9 @@ from promptcomp.config import Config, ConfigError
 from promptcomp.errors import close_matches
 from promptcomp.files import follow_umask, write_atomic
 from promptcomp.language_model.architectures import start_positions
+from promptcomp.toy.answer_lessons import InstructionLessons, RationaleLessons
 from promptcomp.toy.icl_lessons import ToyLessons
-from promptcomp.toy.instruction_lessons import InstructionLessons
 from promptcomp.toy.lessons import Lessons
-from promptcomp.toy.rationale_lessons import RationaleLessons
 from promptcomp.toy.recipe import (
     Architecture,
     CopyStart,

@@ -16,8 +16,7 @@ from promptcomp.language_model import LanguageModel
 from promptcomp.rivals import Reading, Setting
 from promptcomp.rivals.attention_matching import AttentionMatching
 from promptcomp.rivals.evict import Evict
-from promptcomp.rivals.fewer_demonstrations import FewerDemonstrations
-from promptcomp.rivals.llmlingua import LLMLingua2
+from promptcomp.rivals.kept_tokens import FewerDemonstrations, LLMLingua2
 from promptcomp.rivals.quantize import Quantize
 from promptcomp.toy.text_lessons import train_tokenizer
 from tests.tiny_models import save_word_classifier, tiny_hf

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from promptcomp.datamodules.rationale.rationale_config import RationaleConfig, RationaleFolderData
-from promptcomp.datamodules.rationale.row_selection import reference_split, split_rows
+from promptcomp.datamodules.rationale.rationale_module import reference_split, split_rows
 from promptcomp.datamodules.tasks import RationaleRow
 from tests.parity.golden_step_by_step import Rows, numbers
 

@@ -12,8 +12,7 @@ import pytest
 import torch
 
 from promptcomp.cluster.profile import SlurmProfile
-from promptcomp.cluster.script import Job
-from promptcomp.cluster.submit import submit
+from promptcomp.cluster.submit import Job, submit
 from tests.slurm.cluster import Cluster
 from tests.slurm.conftest import Call, wait_for
 

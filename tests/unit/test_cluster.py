@@ -16,8 +16,7 @@ from promptcomp import __version__
 from promptcomp.cli import app
 from promptcomp.cluster import submit as submitting
 from promptcomp.cluster.profile import SlurmProfile, load_profile, split_overrides
-from promptcomp.cluster.script import Job, directive, render
-from promptcomp.cluster.submit import fit_job, place, predicted_start, submit, workers_job
+from promptcomp.cluster.submit import Job, directive, fit_job, place, predicted_start, render, submit, workers_job
 from promptcomp.commands.slurm_options import with_default_profile
 from promptcomp.errors import ConfigError
 from promptcomp.experiment import load

@@ -23,9 +23,8 @@ from promptcomp.sweeps.sweep_config import SweepConfig
 from promptcomp.sweeps.sweep_directory import SweepDirectory
 from promptcomp.sweeps.sweep_file import data_efficiency, read_sweep
 from promptcomp.sweeps.views.efficiency import Values, crossing, efficiency_of, print_efficiency, reached
-from promptcomp.sweeps.views.html_report import write_report
+from promptcomp.sweeps.views.html_report import efficiency_csv, state_json, write_report
 from promptcomp.sweeps.views.overview import print_state
-from promptcomp.sweeps.views.tables import efficiency_csv, state_json
 from tests.sweep_states import config, one_dimension, state, trial, write_results
 from tests.sweep_states import data_efficiency as made_by_hand
 

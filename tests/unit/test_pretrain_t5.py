@@ -18,11 +18,10 @@ from promptcomp.datamodules.sampler import EvalPart
 from promptcomp.datamodules.sections import Reader
 from promptcomp.datamodules.tasks import Row
 from promptcomp.language_model import LanguageModel
+from promptcomp.toy.answer_lessons import InstructionLessons, RationaleLessons
 from promptcomp.toy.icl_world import ToySource
-from promptcomp.toy.instruction_lessons import InstructionLessons
 from promptcomp.toy.instruction_world import ToyInstructionSource
 from promptcomp.toy.pretrain_loop import build_model, pretrain
-from promptcomp.toy.rationale_lessons import RationaleLessons
 from promptcomp.toy.recipe import (
     Architecture,
     InstructionCurriculum,

@@ -9,8 +9,7 @@ import pytest
 
 from promptcomp.batch import ANSWER, RATIONALE, EncodedContext, collate
 from promptcomp.config import ConfigError, build
-from promptcomp.datamodules.rationale.rationale_module import RationaleDataModule
-from promptcomp.datamodules.rationale.row_selection import choose_rows, shuffled
+from promptcomp.datamodules.rationale.rationale_module import RationaleDataModule, choose_rows, shuffled
 from promptcomp.datamodules.sampler import Draw
 from promptcomp.datamodules.sections import Reader
 from promptcomp.datamodules.tasks import RationaleRow

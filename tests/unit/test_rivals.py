@@ -18,9 +18,7 @@ from promptcomp.rivals import RIVALS, NotMet, Reading, Setting
 from promptcomp.rivals.attention_matching import AttentionMatching
 from promptcomp.rivals.control_memories import RandomSlots, Shuffled
 from promptcomp.rivals.evict import Evict
-from promptcomp.rivals.fewer_demonstrations import FewerDemonstrations
-from promptcomp.rivals.kept_tokens import DropTokens, Truncate
-from promptcomp.rivals.llmlingua import LLMLingua2
+from promptcomp.rivals.kept_tokens import DropTokens, FewerDemonstrations, LLMLingua2, Truncate
 from promptcomp.rivals.quantize import Quantize
 from promptcomp.rivals.rival import Rival, TextRival, tokens_of
 from promptcomp.run.assess import assess

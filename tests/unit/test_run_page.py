@@ -12,7 +12,7 @@ from lightning.pytorch.loggers.logger import Logger
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from promptcomp.commands.report_runs import report
+from promptcomp.commands.run_files import report
 from promptcomp.config import ConfigError, dump
 from promptcomp.evaluation.findings import abouts, findings
 from promptcomp.evaluation.predictions import Prediction, write_predictions

@@ -17,7 +17,7 @@ from promptcomp import plotting
 from promptcomp.sweeps.state import SweepState
 from promptcomp.sweeps.views import plots
 from promptcomp.sweeps.views.html_report import write_report
-from promptcomp.sweeps.views.live import LiveView
+from promptcomp.sweeps.views.overview import LiveView
 from promptcomp.sweeps.views.points import Summary
 from promptcomp.sweeps.views.wording import axis_of
 from tests.sweep_states import (
@@ -61,7 +61,7 @@ def test_plain_lines_tell_each_change_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", STATES)
 @pytest.mark.parametrize("width", [60, 80, 160])
 def test_live_view_fits_the_terminal(name: str, width: int, tmp_path: Path) -> None:
-    from promptcomp.sweeps.views.live import render
+    from promptcomp.sweeps.views.overview import render
 
     found = STATES[name](tmp_path)
     busy = tuple(dataclasses.replace(t, status="running") for t in found.trials)
@@ -140,7 +140,7 @@ def test_report_of_odd_states(name: str, tmp_path: Path) -> None:
 def test_views_import_no_torch() -> None:
     code = (
         "import sys\n"
-        "from promptcomp.sweeps.views import html_report, live, overview, points\n"
+        "from promptcomp.sweeps.views import html_report, overview, points\n"
         "heavy = {'torch', 'lightning', 'transformers', 'matplotlib', 'optuna', 'jinja2'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )

@@ -15,10 +15,10 @@ from rich.console import Console
 from promptcomp.errors import ConfigError
 from promptcomp.sweeps.state import SweepState
 from promptcomp.sweeps.values import dev_reports, goals_of, metric_rows
+from promptcomp.sweeps.views.html_report import FORMATS, points_csv, state_json
 from promptcomp.sweeps.views.numbers import Runs, duration, log_tail
 from promptcomp.sweeps.views.overview import print_state
 from promptcomp.sweeps.views.points import Summary, best_cell
-from promptcomp.sweeps.views.tables import FORMATS, points_csv, state_json
 from promptcomp.sweeps.views.wording import amount, number, params_text, short_names, time_text
 from tests.sweep_states import (
     NOW,

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from promptcomp.config import ConfigError, build, read_yaml
 from promptcomp.datamodules.tasks import InstructionRow
-from promptcomp.toy.instruction_lessons import InstructionLessons
+from promptcomp.toy.answer_lessons import InstructionLessons
 from promptcomp.toy.instruction_world import (
     ToyInstructionSource,
     instruction_tokenizer,
