@@ -90,15 +90,24 @@ class StepForecast(BaseModel):
     """What does not fit or is wasteful, each with the nearest fix."""
 
 
-def estimate(experiment: Experiment, device_memory_gib: float | None = None) -> StepForecast:
+ONE_TASK = ("task",)
+"""The tasks of data that was not read."""
+
+
+def estimate(
+    experiment: Experiment, device_memory_gib: float | None = None, tasks: tuple[str, ...] = ONE_TASK
+) -> StepForecast:
     """Parameters, memory, communication and FLOPs of an experiment; nothing big is built.
 
-    Without `device_memory_gib` a device offers what the GPU does that is here, if there is one.
+    Args:
+        experiment: The configuration.
+        device_memory_gib: What a device offers; None: the memory of the GPU that is here, if there is one.
+        tasks: Those of the data, which may have a trained prompt each.
 
     Raises:
         ConfigError: an architecture cannot be read.
     """
-    module, layout = skeleton_of(experiment), layout_of(experiment.trainer)
+    module, layout = skeleton_of(experiment, tasks), layout_of(experiment.trainer)
     work = work_of(experiment, module, layout)
     libraries = resident_bytes()  # shapes take no memory; all that they need is imported now, as it is in training
     found = estimate_module(module, work, layout, device_memory_gib)
@@ -115,7 +124,7 @@ def estimate(experiment: Experiment, device_memory_gib: float | None = None) -> 
     return found.model_copy(update=whole)
 
 
-def skeleton_of(experiment: Experiment) -> CompressionModule:
+def skeleton_of(experiment: Experiment, tasks: tuple[str, ...] = ONE_TASK) -> CompressionModule:
     """The module's shapes on the meta device.
 
     Raises:
@@ -129,7 +138,7 @@ def skeleton_of(experiment: Experiment) -> CompressionModule:
         experiment.optim,
         max_steps=experiment.trainer.max_steps,
         seed=experiment.seed,
-        task_names=("task",),
+        task_names=tasks,
         skeleton=True,
     )
     module.configure_model()

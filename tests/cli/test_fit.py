@@ -272,3 +272,10 @@ def test_slots_that_leave_no_room_for_the_query_are_refused(tiny_run: Run) -> No
     shared = tiny_run("two", "method={name: prompt_tuning, num_slots: 250, share: shared}")
     assert shared.returncode == 2
     assert "method.num_slots" in shared.stderr
+
+
+def test_a_dry_run_counts_the_prompt_of_every_task(run: Run) -> None:
+    words = ("prompt_tuning", "method.share=per_task", "method.num_slots=2", "--dry-run", "--json")
+    parts = {part["name"]: part for part in json.loads(run("fit", *words).stdout)["estimate"]["parts"]}
+    tasks = parts["prompts"]["trained"] / (2 * 96)  # the toy decoder's width
+    assert tasks == 320  # of training, dev and test
