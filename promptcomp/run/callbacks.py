@@ -202,6 +202,11 @@ class SaveBetweenSteps(L.Callback):
         patience = trainer.early_stopping_callback
         if patience is not None and patience.wait_count >= patience.patience:  # it had stopped before it was resumed
             trainer.should_stop = True
+        batches = trainer.fit_loop.epoch_loop.batch_progress
+        done = trainer.global_step * trainer.accumulate_grad_batches
+        for counter in (batches.total, batches.current):  # the steps before may have been divided in another way
+            for name in ("ready", "started", "processed", "completed"):
+                setattr(counter, name, done)
         for number in self._before:
             handler = self._stop.handle if is_preemption(number) else self._handle
             with contextlib.suppress(ValueError):  # not in the main thread: signals stay as they are
