@@ -12,7 +12,7 @@ from promptcomp.config import ConfigError, dump
 from promptcomp.datamodules.sources.records import NotHere
 from promptcomp.evaluation.formatting import bytes_text, flops_text, many
 from promptcomp.experiment import Experiment
-from promptcomp.forecast.estimate import StepForecast, estimate
+from promptcomp.forecast.estimate import ONE_TASK, StepForecast, estimate
 from promptcomp.forecast.placement import layout_of
 from promptcomp.language_model import open_tokenizer
 from promptcomp.language_model.lm_config import locate
@@ -54,8 +54,8 @@ def print_estimate(
     Raises:
         ConfigError: an architecture cannot be read, or the data is bad.
     """
-    unread = _read_data(experiment)
-    found = estimate(experiment, device_memory_gib)
+    tasks, unread = _read_data(experiment)
+    found = estimate(experiment, device_memory_gib, tasks)
     note = origin_note(locate(experiment.lm.path))
     found.notes.extend([*unread, *([] if note is None else [note])])
     if as_json:
@@ -79,8 +79,9 @@ def print_estimate(
         say(console, note, "yellow")
 
 
-def _read_data(experiment: Experiment) -> list[str]:
-    """Check the data as `fit` does. What is not on this machine is only said: a plan may come before its data.
+def _read_data(experiment: Experiment) -> tuple[tuple[str, ...], list[str]]:
+    """Check the data as `fit` does; returns its tasks. What is not on this machine is only said: a plan may come before
+    its data.
 
     Raises:
         ConfigError: what `fit` would say of the data.
@@ -91,12 +92,11 @@ def _read_data(experiment: Experiment) -> list[str]:
         except ConfigError as error:
             if any(Path(locate(experiment.lm.path)).glob("tokenizer*")):  # it is here, and cannot be used
                 raise
-            return [f"the data was not read, because the LM's tokenizer is not here ({error})"]
+            return ONE_TASK, [f"the data was not read, because the LM's tokenizer is not here ({error})"]
         try:
-            make_parts(experiment)
+            return make_parts(experiment)[0].task_names, []
         except NotHere as error:
-            return [f"the data was not read, and fit would stop: {error}"]
-    return []
+            return ONE_TASK, [f"the data was not read, and fit would stop: {error}"]
 
 
 def _lines(found: StepForecast, experiment: Experiment) -> list[str]:

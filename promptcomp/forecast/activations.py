@@ -57,6 +57,8 @@ class Work:
     queries: int
     """Of one context."""
     contexts: int
+    by_tokens: bool = False
+    """Whether `data.max_batch_tokens` says how many contexts, and `trainer.batch_size` does not."""
 
     def of(self, each: Pass) -> Work:
         """What one pass reads."""
@@ -66,10 +68,19 @@ class Work:
 
 
 def work_of(experiment: Experiment, module: CompressionModule, layout: Layout) -> Work:
-    """What a device reads at a time."""
-    context, example, target = experiment.data.lengths(module.lm.window)
-    contexts = max(1, experiment.trainer.batch_size // (layout.accumulate * layout.devices))
-    return Work(context, example, target, experiment.data.training_queries, contexts)
+    """What a device reads at a time, where they do not read equally much: the first one."""
+    data = experiment.data
+    context, example, target = data.lengths(module.lm.window)
+    whole = Work(context, example, target, data.training_queries, 0, data.max_batch_tokens is not None)
+    return replace(whole, contexts=math.ceil(micro_batch_of(experiment, whole) / layout.devices))
+
+
+def micro_batch_of(experiment: Experiment, work: Work) -> int:
+    """Contexts of this work that all devices together read at a time."""
+    limit, trainer = experiment.data.max_batch_tokens, experiment.trainer
+    if limit is None:
+        return trainer.batch_size // trainer.accumulate
+    return max(1, limit // (work.context + work.queries * work.example))
 
 
 def rows_of(module: CompressionModule, each: Pass, work: Work) -> tuple[Rows, Rows | None]:

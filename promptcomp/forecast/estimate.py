@@ -17,7 +17,7 @@ from pydantic import BaseModel
 
 from promptcomp.evaluation.flops import cross_decoder_flops, encoder_flops, read_flops
 from promptcomp.experiment import Experiment
-from promptcomp.forecast.activations import Kept, Work, kept_bytes, label_positions, rows_of, work_of
+from promptcomp.forecast.activations import Kept, Work, kept_bytes, label_positions, micro_batch_of, rows_of, work_of
 from promptcomp.forecast.placement import (
     GIB,
     Communication,
@@ -90,15 +90,24 @@ class StepForecast(BaseModel):
     """What does not fit or is wasteful, each with the nearest fix."""
 
 
-def estimate(experiment: Experiment, device_memory_gib: float | None = None) -> StepForecast:
+ONE_TASK = ("task",)
+"""The tasks of data that was not read."""
+
+
+def estimate(
+    experiment: Experiment, device_memory_gib: float | None = None, tasks: tuple[str, ...] = ONE_TASK
+) -> StepForecast:
     """Parameters, memory, communication and FLOPs of an experiment; nothing big is built.
 
-    Without `device_memory_gib` a device offers what the GPU does that is here, if there is one.
+    Args:
+        experiment: The configuration.
+        device_memory_gib: What a device offers; None: the memory of the GPU that is here, if there is one.
+        tasks: Those of the data, which may have a trained prompt each.
 
     Raises:
         ConfigError: an architecture cannot be read.
     """
-    module, layout = skeleton_of(experiment), layout_of(experiment.trainer)
+    module, layout = skeleton_of(experiment, tasks), layout_of(experiment.trainer)
     work = work_of(experiment, module, layout)
     libraries = resident_bytes()  # shapes take no memory; all that they need is imported now, as it is in training
     found = estimate_module(module, work, layout, device_memory_gib)
@@ -110,12 +119,12 @@ def estimate(experiment: Experiment, device_memory_gib: float | None = None) -> 
         most = max(found.total_bytes, found.host.loading, trained_state + device.gradients)
     process = libraries + most
     host = found.host.model_copy(update={"libraries": libraries, "process": process})
-    step_flops = found.step_flops * experiment.trainer.batch_size / work.contexts
+    step_flops = found.step_flops * layout.accumulate * micro_batch_of(experiment, work) / work.contexts
     whole = {"host": host, "step_flops": step_flops, "train_flops": step_flops * experiment.trainer.max_steps}
     return found.model_copy(update=whole)
 
 
-def skeleton_of(experiment: Experiment) -> CompressionModule:
+def skeleton_of(experiment: Experiment, tasks: tuple[str, ...] = ONE_TASK) -> CompressionModule:
     """The module's shapes on the meta device.
 
     Raises:
@@ -129,7 +138,7 @@ def skeleton_of(experiment: Experiment) -> CompressionModule:
         experiment.optim,
         max_steps=experiment.trainer.max_steps,
         seed=experiment.seed,
-        task_names=("task",),
+        task_names=tasks,
         skeleton=True,
     )
     module.configure_model()
@@ -196,7 +205,7 @@ def estimate_module(
     limit = None if device_memory_gib is None else device_memory_gib * GIB
     if limit is None and layout.on_gpu and torch.cuda.is_available():
         limit = float(torch.cuda.get_device_properties(0).total_memory)
-    return found.model_copy(update={"notes": _notes(found, groups, layout, limit)})
+    return found.model_copy(update={"notes": _notes(found, groups, layout, work, limit)})
 
 
 def _pass_flops(module: CompressionModule, each: Pass, work: Work) -> float:
@@ -249,7 +258,7 @@ def _teacher_cache(module: CompressionModule, passes: list[Pass], work: Work, la
     return lm.cost.kv_bytes_per_token * itemsize // lm.hf.dtype.itemsize * (work.context + lm.num_bos) * work.contexts
 
 
-def _notes(found: StepForecast, groups: Groups, layout: Layout, limit: float | None) -> list[str]:
+def _notes(found: StepForecast, groups: Groups, layout: Layout, work: Work, limit: float | None) -> list[str]:
     """What to change."""
     notes = []
     if layout.weight_type is not None and groups.whole.trained:
@@ -258,11 +267,11 @@ def _notes(found: StepForecast, groups: Groups, layout: Layout, limit: float | N
             "bf16-mixed with lm.dtype=float32 keeps them"
         )
     if limit is not None and found.total_bytes > limit:
-        notes.append(f"does not fit {limit / GIB:.0f} GiB: {_way_out(found, layout)}")
+        notes.append(f"does not fit {limit / GIB:.0f} GiB: {_way_out(found, layout, work)}")
     return notes
 
 
-def _way_out(found: StepForecast, layout: Layout) -> str:
+def _way_out(found: StepForecast, layout: Layout, work: Work) -> str:
     """The nearest settings that lower the peak, the cheapest first."""
     memory, is_sharded = found.device, layout.strategy == "fsdp"
     state = memory.weights + memory.gradients + memory.optimizer
@@ -270,7 +279,8 @@ def _way_out(found: StepForecast, layout: Layout) -> str:
     kept_less = found.activation_bytes_checkpointed < memory.activations // 2
     ways = {
         "trainer.activation_checkpointing=true": not layout.activation_checkpointing and kept_less,
-        f"trainer.accumulate={layout.accumulate * 2}": found.micro_batch > 1,
+        f"trainer.accumulate={layout.accumulate * 2}": work.contexts > 1 and not work.by_tokens,
+        "a smaller data.max_batch_tokens": work.contexts > 1 and work.by_tokens,
         "trainer.strategy=fsdp on more devices": not is_sharded and state > found.total_bytes // 3,
         "more devices": is_sharded,
         "method.train=lora where the method has it": has_moments,

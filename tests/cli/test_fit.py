@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from promptcomp.checkpoints.checkpoint_files import step_of
 from promptcomp.lightning_modules.base import CompressionModule
 from tests.cli.conftest import Run
 
@@ -108,6 +109,24 @@ def test_a_stopped_run_resumes_bit_for_bit(
         assert all(torch.equal(first[name], second[name]) for name in first), step
         assert series(whole) == series(part)
         assert (whole / "predictions.jsonl").read_text() == (part / "predictions.jsonl").read_text()
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1)])
+def test_a_resumed_run_may_divide_its_steps_otherwise(
+    tiny_run: Run, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: int, after: int
+) -> None:
+    options = ("method={name: prompt_tuning, num_slots: 2, share: shared}", "trainer.eval_every=2", "optim.lr=0.1")
+    assert tiny_run("whole", *options).returncode == 0
+    with monkeypatch.context() as patch:
+        signal_at(patch, 2)
+        assert tiny_run("part", *options, f"trainer.accumulate={before}").returncode == 130
+    assert step_of(tmp_path / "part" / "checkpoints" / "last.ckpt") % 2
+    resumed = run("fit", "--resume", "part", f"trainer.accumulate={after}")
+    assert resumed.returncode == 0, resumed.stderr
+    whole, part = series(tmp_path / "whole"), series(tmp_path / "part")
+    assert [row["step"] for row in part] == [row["step"] for row in whole] == ["2", "4", "6", "8"]
+    for one, two in zip(whole, part, strict=True):
+        assert float(two["dev/loss"]) == pytest.approx(float(one["dev/loss"]), rel=1e-5), one["step"]
 
 
 @pytest.mark.parametrize("hidden", [False, True])
@@ -272,3 +291,10 @@ def test_slots_that_leave_no_room_for_the_query_are_refused(tiny_run: Run) -> No
     shared = tiny_run("two", "method={name: prompt_tuning, num_slots: 250, share: shared}")
     assert shared.returncode == 2
     assert "method.num_slots" in shared.stderr
+
+
+def test_a_dry_run_counts_the_prompt_of_every_task(run: Run) -> None:
+    words = ("prompt_tuning", "method.share=per_task", "method.num_slots=2", "--dry-run", "--json")
+    parts = {part["name"]: part for part in json.loads(run("fit", *words).stdout)["estimate"]["parts"]}
+    tasks = parts["prompts"]["trained"] / (2 * 96)  # the toy decoder's width
+    assert tasks == 320  # of training, dev and test

@@ -270,3 +270,16 @@ def test_an_edited_run_is_not_taken_for_one_of_what_it_says_now(tmp_path: Path) 
     assert find(before) == ("unfinished", run.path)
     run.config.write_text(dump(now), encoding="utf-8")
     assert find(now) == find(before) == ("missing", None)
+
+
+def test_a_run_that_patience_has_ended_is_not_trained_on(tiny_run: Run, run: Run, tmp_path: Path) -> None:
+    words = ("trainer.patience=2", "trainer.eval_every=1", "optim.lr=1e-12", "evaluation.bounds=false")
+    assert tiny_run("run", *words).returncode == 0
+    series = (tmp_path / "run" / "metrics.csv").read_text()
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["cost"]["steps"] == 3  # the first dev result, and two that are no better
+    (tmp_path / "run" / "results.json").unlink()  # killed in the evaluation
+    assert run("fit", "--resume", "run").returncode == 0
+    assert (tmp_path / "run" / "metrics.csv").read_text() == series
+    again = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert (again["cost"]["steps"], again["splits"]) == (3, results["splits"])

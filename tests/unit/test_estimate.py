@@ -251,6 +251,26 @@ def test_a_beginning_of_sequence_is_counted(method: str) -> None:
     assert with_bos.activation_bytes_plain > without.activation_bytes_plain
 
 
+def test_the_device_with_the_most_contexts_is_counted() -> None:
+    found = estimate(student("trainer.batch_size=6", "trainer.devices=4"))
+    assert found.micro_batch == 2  # two devices read two, two read one
+    assert found.step_flops == pytest.approx(estimate(student("trainer.batch_size=6")).step_flops)
+
+
+def test_batches_by_tokens_are_counted_as_their_limit_allows() -> None:
+    plain, sixteen = (estimate(student(f"trainer.batch_size={size}", "trainer.devices=1")) for size in (8, 16))
+    one = plain.context_tokens + 2 * plain.example_tokens  # a label and a rationale
+    limit = f"data.max_batch_tokens={16 * one}"
+    found = estimate(student(limit, "trainer.devices=1", "trainer.batch_size=8"), device_memory_gib=1e-3)
+    assert (found.micro_batch, found.total_bytes) == (16, sixteen.total_bytes)
+    assert found.step_flops == pytest.approx(sixteen.step_flops)
+    assert "max_batch_tokens" in found.notes[0]
+    assert "accumulate" not in found.notes[0]  # it would make another step and leave each part as it is
+    parts = estimate(student(limit, "trainer.devices=3", "trainer.accumulate=4"))
+    assert parts.micro_batch == 6
+    assert parts.step_flops == pytest.approx(4 * sixteen.step_flops)
+
+
 def test_a_process_holds_its_libraries_and_what_a_step_takes() -> None:
     found = estimate(student())
     assert found.host.libraries > 100 * 2**20
