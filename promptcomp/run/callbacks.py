@@ -169,6 +169,21 @@ class Stopped(Exception):
         self.preempted = preempted
 
 
+class TakingUp(L.Callback):
+    """What Lightning's own state of a resumed run leaves open."""
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """End at once where patience had ended the run; count micro-batches from its last whole step on."""
+        patience = trainer.early_stopping_callback
+        if patience is not None and patience.wait_count >= patience.patience:
+            trainer.should_stop = True
+        batches = trainer.fit_loop.epoch_loop.batch_progress
+        done = trainer.global_step * trainer.accumulate_grad_batches
+        for counter in (batches.total, batches.current):  # the steps before may have been divided in another way
+            for name in ("ready", "started", "processed", "completed"):
+                setattr(counter, name, done)
+
+
 class SaveBetweenSteps(L.Callback):
     """Writes last.ckpt every few steps, and when a signal has come; then it ends the run.
 
@@ -199,14 +214,6 @@ class SaveBetweenSteps(L.Callback):
         self._process = os.getpid()
         if trainer.received_sigterm:  # Lightning's own handler took it a moment ago
             raise Stopped(trainer.global_step)
-        patience = trainer.early_stopping_callback
-        if patience is not None and patience.wait_count >= patience.patience:  # it had stopped before it was resumed
-            trainer.should_stop = True
-        batches = trainer.fit_loop.epoch_loop.batch_progress
-        done = trainer.global_step * trainer.accumulate_grad_batches
-        for counter in (batches.total, batches.current):  # the steps before may have been divided in another way
-            for name in ("ready", "started", "processed", "completed"):
-                setattr(counter, name, done)
         for number in self._before:
             handler = self._stop.handle if is_preemption(number) else self._handle
             with contextlib.suppress(ValueError):  # not in the main thread: signals stay as they are

@@ -30,7 +30,7 @@ from promptcomp.config import ConfigError
 from promptcomp.datamodules.context_module import ContextDataModule
 from promptcomp.errors import Exit, known_code
 from promptcomp.experiment import Experiment, TrainerConfig
-from promptcomp.run.callbacks import MetricsLogger, SaveBetweenSteps, TrainingProgress, open_loggers
+from promptcomp.run.callbacks import MetricsLogger, SaveBetweenSteps, TakingUp, TrainingProgress, open_loggers
 from promptcomp.run.processes import (
     SameExperiment,
     accelerator_of,
@@ -72,7 +72,7 @@ def make_trainer(
         )
     has_dev = "dev" in datamodule.eval_splits
     saving = [SaveBetweenSteps(run, config.checkpoint_every)] if saves else []
-    callbacks: list[Callback] = [SameExperiment(experiment), *saving, progress]
+    callbacks: list[Callback] = [SameExperiment(experiment), TakingUp(), *saving, progress]
     if has_dev:
         monitor, mode = monitor_of(config, datamodule)
         if saves:
