@@ -36,6 +36,8 @@ _WHOLE = 2**64
 _LONGEST_NUMBER = 1024
 """Maximum number of characters of a number in YAML."""
 _NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+_ZEROS = re.compile(r"(?<=^[-+])0+(?=\d)|^0+(?=\d)")
+"""What stands in front of a number and says nothing."""
 _HALF_PAIR = re.compile(r"\\u[dD][89a-fA-F]")
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _BASE_LOADER: Any = getattr(yaml, "CBaseLoader", yaml.BaseLoader)
@@ -59,11 +61,15 @@ class _KeysOnce:
 
 
 class _Values(_KeysOnce, _LOADER):
-    """Scalars by their kind."""
+    """Scalars by their kind. Numbers are those of YAML 1.2: to PyYAML, which reads 1.1, 010 is 8 and 1:30 is 90."""
 
     def construct_object(self, node: Any, deep: bool = False) -> Any:
-        if node.tag in _NUMBERS and len(node.value) > _LONGEST_NUMBER:  # "1:1:1:..." is read in quadratic time
-            raise _Refused(f"{_at(node.start_mark)}a number of {len(node.value)} characters is too large")
+        if node.tag in _NUMBERS:
+            if ":" in node.value:
+                return node.value
+            if len(node.value) > _LONGEST_NUMBER:
+                raise _Refused(f"{_at(node.start_mark)}a number of {len(node.value)} characters is too large")
+            node.value = _ZEROS.sub("", node.value)
         try:
             found = super().construct_object(node, deep)
         except (ValueError, KeyError, IndexError, AttributeError, OverflowError, TypeError) as error:
@@ -97,7 +103,7 @@ def read_yaml(
     Args:
         path: the file.
         what: what it should be, for messages.
-        texts: every scalar stays the text that it is (to YAML 1.1 a time of 2:00:00 is the number 7200).
+        texts: every scalar stays the text that it is (an account may be called 007).
         example: what it looks like, for messages.
 
     Raises:

@@ -71,16 +71,15 @@ def work_of(experiment: Experiment, module: CompressionModule, layout: Layout) -
     """What a device reads at a time, where they do not read equally much: the first one."""
     data = experiment.data
     context, example, target = data.lengths(module.lm.window)
-    whole = Work(context, example, target, data.training_queries, 0, data.max_batch_tokens is not None)
-    return replace(whole, contexts=math.ceil(micro_batch_of(experiment, whole) / layout.devices))
+    queries, by_tokens = data.training_queries, data.max_batch_tokens is not None
+    contexts = math.ceil(micro_batch_of(experiment, context + queries * example) / layout.devices)
+    return Work(context, example, target, queries, contexts, by_tokens)
 
 
-def micro_batch_of(experiment: Experiment, work: Work) -> int:
-    """Contexts of this work that all devices together read at a time."""
+def micro_batch_of(experiment: Experiment, tokens: int) -> int:
+    """Contexts that all devices together read at a time, where one with its queries has so many tokens."""
     limit, trainer = experiment.data.max_batch_tokens, experiment.trainer
-    if limit is None:
-        return trainer.batch_size // trainer.accumulate
-    return max(1, limit // (work.context + work.queries * work.example))
+    return trainer.batch_size // trainer.accumulate if limit is None else max(1, limit // tokens)
 
 
 def rows_of(module: CompressionModule, each: Pass, work: Work) -> tuple[Rows, Rows | None]:

@@ -119,7 +119,8 @@ def estimate(
         most = max(found.total_bytes, found.host.loading, trained_state + device.gradients)
     process = libraries + most
     host = found.host.model_copy(update={"libraries": libraries, "process": process})
-    step_flops = found.step_flops * layout.accumulate * micro_batch_of(experiment, work) / work.contexts
+    micro_batch = micro_batch_of(experiment, work.context + work.queries * work.example)
+    step_flops = found.step_flops * layout.accumulate * micro_batch / work.contexts
     whole = {"host": host, "step_flops": step_flops, "train_flops": step_flops * experiment.trainer.max_steps}
     return found.model_copy(update=whole)
 

@@ -70,17 +70,15 @@ def make_trainer(
             f"trainer.num_nodes={config.num_nodes}: start the program on every machine with torchrun or srun "
             "(promptcomp fit ... --slurm), which tell the processes where the others are"
         )
-    has_dev = "dev" in datamodule.eval_splits
+    monitor = monitor_of(config, datamodule)
     saving = [SaveBetweenSteps(run, config.checkpoint_every)] if saves else []
     callbacks: list[Callback] = [SameExperiment(experiment), TakingUp(), *saving, progress]
-    if has_dev:
-        monitor, mode = monitor_of(config, datamodule)
+    if monitor is not None:
+        name, mode = monitor
         if saves:
-            callbacks.append(BestCheckpoint(run.best, monitor, mode))
+            callbacks.append(BestCheckpoint(run.best, name, mode))
         if config.patience is not None:
-            callbacks.append(EarlyStopping(monitor, mode=mode, patience=config.patience))
-    elif config.patience is not None:
-        raise ConfigError("trainer.patience needs a dev split, and this data has none; set it to null")
+            callbacks.append(EarlyStopping(name, mode=mode, patience=config.patience))
     checkpoint = existing(run.last) if resume else None
     resumed_step = 0 if checkpoint is None else step_of(checkpoint)
     trainer = L.Trainer(
@@ -98,7 +96,7 @@ def make_trainer(
         accumulate_grad_batches=config.accumulate,
         val_check_interval=config.eval_every * config.accumulate,
         check_val_every_n_epoch=None,
-        limit_val_batches=None if has_dev else 0,
+        limit_val_batches=0 if monitor is None else None,
         num_sanity_val_steps=0,
         log_every_n_steps=10,
         use_distributed_sampler=False,  # the sampler divides the work itself
@@ -111,12 +109,18 @@ def make_trainer(
     return trainer
 
 
-def monitor_of(config: TrainerConfig, datamodule: ContextDataModule) -> tuple[str, Literal["max", "min"]]:
-    """The logged dev result that weights are chosen by, and which of its ends is the better one.
+def monitor_of(config: TrainerConfig, datamodule: ContextDataModule) -> tuple[str, Literal["max", "min"]] | None:
+    """The logged dev result that weights are chosen by, and which of its ends is the better one; None: no dev split.
 
     Raises:
-        ConfigError: the dev split has no such result.
+        ConfigError: the dev split has no such result, or there is none and a setting needs it.
     """
+    if "dev" not in datamodule.eval_splits:
+        if config.patience is not None:
+            raise ConfigError("trainer.patience needs a dev split, and this data has none; set it to null")
+        if config.select_by != "auto":
+            raise ConfigError("trainer.select_by needs a dev split, and this data has none; set it to auto")
+        return None
     has_options = datamodule.has_options("dev")
     wanted = config.select_by
     if wanted == "exact_match" and all(len(example.options) > 1 for example in datamodule.examples("dev")):

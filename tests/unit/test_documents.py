@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 from pathlib import Path
 
@@ -39,9 +40,6 @@ YAML = {
     "a: " + "9" * 5000: "too large",
     "a: 99999999999999999999": "too large",
     "a: 0x" + "f" * 5000: "too large",
-    "a: 1" + ":1" * 500: "too large",
-    "a: 1" + ":1" * 500_000: "too large",
-    "a: 1" + ":1" * 500_000 + ".5": "too large",
     'a: "x\\0y"': "NUL",
     "a: x\0y": "character 0",
     'a: "\\ud800"': "invalid Unicode character",
@@ -92,13 +90,15 @@ def test_json_that_is_none_is_refused_in_one_line(tmp_path: Path, text: str) -> 
         read_json(file, "results file")
 
 
-def test_values_are_those_of_yaml_but_a_date_is_a_text() -> None:
+def test_values_are_those_of_yaml_but_a_date_and_a_time_are_texts() -> None:
     text = (
         "a: &a {x: 1, y: [true, null, 1.5, 1e-5, 0x10]}\nb: {<<: *a, z: 'text'}\nc: 2024-13-45\nd: 2024-01-02\n"
         "e: 1:30\n? f\n: g\n"
     )
-    expected = yaml.safe_load(text.replace("2024-13-45", "'2024-13-45'").replace("2024-01-02", "'2024-01-02'"))
+    expected = yaml.safe_load(re.sub(r"2024-\d+-\d+|1:30", r"'\g<0>'", text))
     assert parse_yaml(text) == expected
+    assert parse_yaml("[010, -007, +01.50, 0, 0.5, 00, 0x1f, 1_000]") == [10, -7, 1.5, 0, 0.5, 0, 31, 1000]
+    assert parse_yaml("a: 1" + ":1" * 500_000 + ".5")["a"].endswith(":1.5")
     assert parse_yaml("time: 2:00:00\nnodes: 2", texts=True) == {"time": "2:00:00", "nodes": "2"}
     assert parse_yaml("") is None
     with pytest.raises(ConfigError, match=r"optim.lr = '2024-13-45': Input should be a valid number"):

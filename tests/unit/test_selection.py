@@ -32,6 +32,15 @@ def test_options_are_chosen_by_accuracy_and_free_answers_by_loss_unless_told_oth
     assert monitor_of(TrainerConfig(select_by="exact_match"), options) == ("dev/accuracy", "max")
 
 
+def test_without_a_dev_split_what_would_read_it_is_refused() -> None:
+    none = Mock(eval_splits=("test",))
+    assert monitor_of(TrainerConfig(), none) is None
+    with pytest.raises(ConfigError, match=r"trainer.patience needs a dev split, .* set it to null"):
+        monitor_of(TrainerConfig(patience=2), none)
+    with pytest.raises(ConfigError, match=r"trainer.select_by needs a dev split, .* set it to auto"):
+        monitor_of(TrainerConfig(select_by="loss"), none)
+
+
 def test_of_equal_results_the_lower_loss_is_better(tmp_path: Path) -> None:
     def chosen(results: list[tuple[float, float]], split_at: int) -> list[bool]:
         found = []
