@@ -25,6 +25,7 @@ from promptcomp.evaluation.headroom import has_headroom
 from promptcomp.evaluation.predictions import ROWS, TEXT_METRICS
 from promptcomp.evaluation.results import Estimate, Gap, Results, RivalResult, SplitResult
 from promptcomp.evaluation.summarize import ReferencePoints, SplitPoints
+from promptcomp.lightning_modules import METHODS
 from promptcomp.plain import continued, near, say
 from promptcomp.terminal import open_table
 
@@ -105,7 +106,9 @@ def next_steps(results: Results, run: Path) -> list[str]:
     """Commands that make sense after a run: use what it has made, and hold it against another."""
     prompt, steps = "prompt.safetensors", list[str]()
     if results.size.memory_slots and not results.is_bound:
-        given = ("--demonstrations" if results.context_kind == "demonstrations" else "--file", "FILE")
+        source = "--demonstrations" if results.context_kind == "demonstrations" else "--file"
+        method = METHODS.get(results.method)
+        given = (source, "FILE") if method is None or method.reads_prompt else ()
         steps += [command("compress", run, *given, "-o", prompt), command("generate", "-p", prompt, "QUERY")]
     anew = command("fit", "--config", run / "config.yaml", f"seed={results.seed + 1}")
     return [*steps, command("compare", run, "OTHER_RUN"), anew]

@@ -225,9 +225,10 @@ def _fit(
                 module = make_module(experiment, datamodule.task_names)
                 module.configure_model()
             module.load_trained(weights_of(run))
-            module.export(run.export)
         else:
             module.configure_model()
+        if module.method.trains:
+            module.export(run.export)
         step = cost.steps or 0
         try:
             with stop.leaving_at_once():  # the trained state is saved; what is measured here is measured again

@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from promptcomp import __version__
-from promptcomp.checkpoints.places import existing
+from promptcomp.checkpoints.places import TENSORS, existing
 from promptcomp.config import ConfigError
 from promptcomp.documents import how_to_begin, of_sweep, read_json
 from promptcomp.errors import NoSpace, RankLost, command, is_full
@@ -197,14 +197,17 @@ def open_existing(path: Path) -> RunDirectory:
 
 
 def weights_of(run: RunDirectory) -> Path:
-    """The checkpoint to evaluate: the best on dev, or the last where nothing was selected.
+    """The weights to evaluate: the checkpoint that is best on dev, or the last where nothing was selected; without
+    checkpoints (no steps, or deleted) what was exported.
 
     Raises:
-        ConfigError: the run has neither.
+        ConfigError: the run has none of them.
     """
     for path in (run.best, run.last):
         if found := existing(path):
             return found
+    if (run.export / TENSORS).is_file():
+        return run.export
     again = command("fit", "--resume", run.path)
     raise ConfigError(f"{run.path} holds no trained weights yet; train it with `{again}`")
 

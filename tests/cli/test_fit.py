@@ -259,6 +259,7 @@ def test_stage_1_on_text_starts_stage_2(run: Run, tiny_run: Run, tiny_lm: Path, 
     results = json.loads((tmp_path / "stage1" / "results.json").read_text())
     assert results["splits"]["dev"]["metric"] == "loss"
     assert tiny_run("stage2", "method.init_from=stage1", "trainer.max_steps=0").returncode == 0
+    assert run("evaluate", "stage2").returncode == 0
     first = torch.load(tmp_path / "stage1" / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
     assert tiny_run("stage3", "method.init_from=stage1", "optim.lr=1e-30", "trainer.max_steps=1").returncode == 0
     assert all(torch.equal(first[name], value) for name, value in tensors(tmp_path / "stage3").items())

@@ -121,6 +121,8 @@ def test_run_directory_and_next_steps():
         "generate -p prompt.safetensors QUERY",
         "compare 'runs/my run' OTHER_RUN",
     ]
+    trained = RESULTS.model_copy(update={"method": "prompt_tuning"})
+    assert "compress r -o prompt.safetensors\n" in printed(trained, 80, Path("r"))
     out = io.StringIO()
     print_report(RESULTS, Console(file=out, width=80), Path("r"), ["do this"])
     assert out.getvalue().endswith("next\n  do this\n")
