@@ -76,6 +76,13 @@ class Mend(TaughtModule):
         self.projection = self._make_projection(self.distiller.hidden_size)
         self.keep_teacher()
 
+    def train(self, mode: bool = True) -> Mend:
+        """Training mode for the trained parts alone."""
+        super().train(mode)
+        if self._is_built and self.method.frozen_encoder:
+            self.distiller.body.get_encoder().eval()
+        return self
+
     def _open_distiller(self) -> TextEncoder:
         config = self.method.distiller
         other = self.lm

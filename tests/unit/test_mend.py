@@ -156,6 +156,9 @@ def test_a_frozen_encoder_leaves_the_decoder_to_be_trained() -> None:
     names = module.trained_parameters()
     assert "slots" in names
     assert all(name == "slots" or ".decoder." in name for name in names)
+    module.train()
+    assert not any(each.training for each in module.distiller.body.get_encoder().modules())
+    assert all(each.training for each in module.distiller.body.get_decoder().modules())
     torch.stack([term.total for term in module.losses(batch())]).sum().backward()
     assert all(parameter.grad is not None for parameter in module.trained_parameters().values())
     whole = mend("t5_query_in_decoder", slots_in="decoder")
