@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from datetime import date
 from importlib.metadata import entry_points
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
@@ -140,26 +141,28 @@ def build(schema: type[ConfigType], tree: Mapping[str, Any], source: str = "conf
         found = _without_members(error.errors(include_url=False))
         lines = [_describe(item, schema) for item in found[:_MOST]]
         lines += [f"and {len(found) - _MOST} more"] if len(found) > _MOST else []
-    else:  # pydantic takes true for 1
-        odd = [*_taken_for_numbers(tree, made)]
-        lines = [f"{key} = {value}: Input should be a number" for key, value in odd[:_MOST]]
+    else:  # pydantic takes true for 1, and 0 for the first day of 1970
+        odd = [*_taken_for(tree, made)]
+        lines = [f"{key} = {value}: Input should be a {what}" for key, value, what in odd[:_MOST]]
         if not lines:
             return made
     raise ConfigError("\n".join([f"{source}:", *(f"  {line}" for line in lines)]))
 
 
-def _taken_for_numbers(given: Any, made: Any, path: str = "") -> Iterator[tuple[str, bool]]:
-    """Dotted keys and values of what is true or false in a tree, and a number in what was made of it."""
+def _taken_for(given: Any, made: Any, path: str = "") -> Iterator[tuple[str, Any, str]]:
+    """Dotted keys and values of a tree that were taken for another kind, and the kind that they should be of."""
     if isinstance(given, bool):
         if isinstance(made, int | float) and not isinstance(made, bool):
-            yield path, given
+            yield path, given, "number"
+    elif isinstance(given, int | float) and isinstance(made, date):
+        yield path, given, "date as YYYY-MM-DD"
     elif isinstance(given, Mapping):
         for key, value in given.items():
             inner = made.get(key) if isinstance(made, Mapping) else getattr(made, str(key), None)
-            yield from _taken_for_numbers(value, inner, f"{path}.{key}" if path else str(key))
+            yield from _taken_for(value, inner, f"{path}.{key}" if path else str(key))
     elif isinstance(given, list | tuple) and isinstance(made, list | tuple) and len(given) == len(made):
         for number, (value, inner) in enumerate(zip(given, made, strict=True)):
-            yield from _taken_for_numbers(value, inner, f"{path}.{number}")
+            yield from _taken_for(value, inner, f"{path}.{number}")
 
 
 def dump(config: Config) -> str:

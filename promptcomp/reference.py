@@ -13,6 +13,7 @@ import sys
 import types
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import date
 from functools import cache, cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -34,7 +35,7 @@ _FOLDERS = {"sweep": "sweeps", "pretrain": "pretrain", "leaderboard": "leaderboa
 """Files beside experiments: the word in front of their keys, and where the shipped ones are."""
 _MOST = 3
 """Keys that are shown where none is called what was asked for, and their meanings have it."""
-_WORDS = {bool: "true or false", int: "whole number", float: "number", str: "text", Path: "path", type(None): "null"}
+_WORDS = {bool: "true or false", int: "whole number", float: "number", str: "text", Path: "path", date: "date"}
 _BOUNDS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
 
 
@@ -361,7 +362,7 @@ def _plain_type(annotation: Any) -> str:
         return f"mapping of {_type(parts[0])} to {_type(parts[1])}"
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return "section"
-    return _WORDS.get(annotation, "anything")
+    return "null" if annotation is type(None) else _WORDS.get(annotation, "anything")
 
 
 def _literals(annotation: Any) -> Iterator[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import date
 from typing import Annotated, Literal
 
 import pytest
@@ -29,6 +30,7 @@ class Whole(Config):
     either: Literal["auto"] | int | Annotated[First, AfterValidator(lambda first: first)] = "auto"
     several: tuple[First, ...] = ()
     most: int | None = Field(None, gt=0)
+    day: date | None = None
 
 
 def message(tree: dict[str, object], *overrides: str) -> str:
@@ -65,6 +67,7 @@ def test_round_trip() -> None:
         (["part.width=two"], "part.width = 'two': "),
         (["part.width=true"], "configuration:\n  part.width = True: Input should be a number"),
         (["numbers=[1, no]"], "numbers.1 = False: Input should be a number"),
+        (["day=0"], "configuration:\n  day = 0: Input should be a date as YYYY-MM-DD"),
         (["most=None"], "most = 'None': write null where there is to be none"),
         (["numbers=[1, x]"], "numbers.1 = 'x': "),
         (["numbers=1"], "numbers = 1: Input should be a valid list"),
