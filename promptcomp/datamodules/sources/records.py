@@ -16,7 +16,7 @@ from promptcomp.config import Config, ConfigError
 from promptcomp.errors import did_you_mean
 
 LIST_SEPARATOR = "|"
-"""Stands between the items of a CSV cell that is a list."""
+"""Stands between the items of a CSV cell that is a list; white space around it does not count."""
 
 
 class NotHere(ConfigError):

@@ -270,7 +270,8 @@ def _csv_rows(file: str, reader: Any, asked: Asked) -> Iterator[Record]:
         elif cells:
             content: dict[str, Any] = dict(zip(header, cells, strict=False))
             for name in asked.lists:
-                content[name] = content[name].split(LIST_SEPARATOR) if content.get(name) else []
+                items = content[name].split(LIST_SEPARATOR) if content.get(name) else []
+                content[name] = [item.strip() for item in items]
             yield Record(file, line, content)
         line = reader.line_num + 1
 
@@ -298,7 +299,8 @@ def _classes(schema: pa.Schema) -> dict[str, list[str]]:
     """Names of the classes of every column of class labels, as `datasets` writes them into a file."""
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
-        return {name: each["names"] for name, each in features.items() if each.get("_type") == "ClassLabel"}
+        labels = {name: each for name, each in features.items() if isinstance(each, dict)}  # older lists are lists
+        return {name: each["names"] for name, each in labels.items() if each.get("_type") == "ClassLabel"}
     except (KeyError, TypeError, ValueError, AttributeError):
         return {}
 
