@@ -185,6 +185,14 @@ def test_work_that_cannot_be_joined(tmp_path: Path, work: list[Any], message: st
         RationaleFilesData(test=paths["test"], rationales=paths["work"]).source().check()
 
 
+def test_ids_of_several_splits_are_warned_of(tmp_path: Path) -> None:
+    rows = [{"id": i, "input": f"question {i}", "label": "yes"} for i in range(4)]
+    paths = {name: (_write(tmp_path / f"{name}.jsonl", rows[:count]),) for name, count in (("train", 4), ("test", 2))}
+    work = _write(tmp_path / "work.jsonl", [{"id": i, "llm_rationale": "because"} for i in range(4)])
+    found = [problem.message for problem in validate(RationaleFilesData(**paths, rationales=(work,), dev_share=0))]
+    assert any(text.startswith("2 of 4 ids name a row in each of several splits (such as '0')") for text in found)
+
+
 def test_a_row_keeps_what_the_work_on_it_lacks(tmp_path: Path) -> None:
     row = {"id": "a", "input": "q", "label": "yes", "llm_label": "no", "llm_rationale": "so", "teacher": "t"}
     work = _write(tmp_path / "work.jsonl", [{"id": "a", "llm_rationale": "because"}])
