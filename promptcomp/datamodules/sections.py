@@ -340,6 +340,9 @@ class TextConfig(DataConfig):
         return self
 
     @property
+        for name in ("hub_config", "hub_split") if self.paths else ():
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name} is of a dataset of the hub, and `paths` names files; leave it out")
     def splits(self) -> tuple[str, ...]:
         """Documents are held out as dev."""
         return ("train", "dev") if self.dev_documents else ("train",)
