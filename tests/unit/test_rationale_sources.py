@@ -162,6 +162,9 @@ def test_labels_of_a_teacher_may_be_numbers(tmp_path: Path) -> None:
         return [row.llm_label for row in RationaleFilesData(test=files, **options).source().rows("test")]
 
     assert labels() == ["2", "2.5", ""]
+    _write(tmp_path / "test.jsonl", [{**row, "label": float(i)} for i, row in enumerate(rows)])
+    assert [row.label for row in RationaleFilesData(test=files).source().rows("test")] == ["0", "1", "2"]
+    _write(tmp_path / "test.jsonl", rows)
     assert labels(rationales=work) == ["2", "0", "1.5"]
     assert labels(rationales=work, columns={"label_names": ("a", "b", "c")}) == ["c", "a", "1.5"]
     for name, bad in (("test", {**rows[0], "llm_label": True}), ("work", {"id": "0", "llm_label": [1]})):

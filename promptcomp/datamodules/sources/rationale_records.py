@@ -271,7 +271,7 @@ class RecordReader:
             raise BadRow(f"{self.columns.label!r} is {type(value).__name__}, expected text")
         if names and value not in names:
             raise BadRow(f"{self.columns.label!r} {value!r} is none of columns.label_names")
-        return str(value)
+        return label_of_number(value, ()) if is_number(value) else str(value)
 
 
 def _index(value: Any) -> int | None:
@@ -303,9 +303,11 @@ def is_number(value: Any) -> TypeGuard[float]:
 
 
 def label_of_number(value: float, names: Sequence[str]) -> str:
-    """The label that a number is: the name that it has, or itself as text."""
+    """The label that a number is: the name that it has, or itself as text (1.0 is 1, as in a column with gaps)."""
     number = _index(value)
-    return names[number] if number is not None and 0 <= number < len(names) else str(value)
+    return (
+        names[number] if number is not None and 0 <= number < len(names) else str(value if number is None else number)
+    )
 
 
 def _is_finite(value: str | int | float) -> bool:
