@@ -239,6 +239,28 @@ def test_bad_rows_are_named(tmp_path: Path, record: Any, message: str) -> None:
     assert any(message in problem.message for problem in validate(config))
 
 
+@pytest.mark.parametrize(
+    ("format_name", "record", "label"),
+    [
+        ("cqa", {"question": "q", "choices": ["no", "yes "], "answer": "yes"}, "yes "),
+        ("cqa", {"question": "q", "choices": [f"c{i}" for i in range(27)], "answer": "c1"}, None),
+        ("esnli", {"premise": "p", "hypothesis": "h", "label": 1.0}, "neutral"),
+        ("esnli", {"premise": "p", "hypothesis": "h", "label": "2"}, "contradiction"),
+        ("esnli", {"premise": "p", "hypothesis": "h", "label": True}, None),
+        ("svamp", {"input": None, "Body": "b", "Question": "q", "Equation": "1 + 2"}, "1 + 2"),
+        ("asdiv", {"input": None, "Body": "b", "Question": "q", "Answer": "7 (pears)"}, "7"),
+    ],
+)
+def test_cells_of_formats(tmp_path: Path, format_name: str, record: Any, label: str | None) -> None:
+    """Numbers as floats or as texts of a CSV, null, white space, and more choices than letters."""
+    config = RationaleFilesData(test=(_write(tmp_path / "rows.jsonl", [record]),), format=format_name)
+    if label is None:
+        with pytest.raises(ConfigError, match=r"27 texts, and there are 26 letters|'label' True is none of"):
+            config.source().rows("test")
+    else:
+        assert [row.label for row in config.source().rows("test")] == [label]
+
+
 def test_gsm8k(tmp_path: Path) -> None:
     answer = "Half is 48/2=<<48/2=24>>24.\nTogether 1,072.\n#### 1,072"
     path = _write(tmp_path / "g.jsonl", [{"question": "How many?", "answer": answer}])

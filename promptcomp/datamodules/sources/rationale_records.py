@@ -78,21 +78,25 @@ def _cqa(record: Mapping[str, Any]) -> Example:
     choices = record.get("choices")
     if not isinstance(choices, list) or not choices or not all(isinstance(choice, str) for choice in choices):
         raise BadRow("'choices' is not a list of texts")
-    if answer not in choices:
+    if len(choices) > len(string.ascii_lowercase):
+        raise BadRow(
+            f"'choices' has {len(choices)} texts, and there are {len(string.ascii_lowercase)} letters for them"
+        )
+    if not (same := [choice for choice in choices if same_label(answer, choice)]):
         raise BadRow(f"'answer' {answer!r} is not among the choices {choices}")
     lines = [f"({chr(ord('a') + i)}) {choice}" for i, choice in enumerate(choices)]
     text = "\n".join([question, "Answer Choices:", *lines])
-    return Example(text, answer, tuple(choices), _optional(record, "abstractive_explanation"))
+    return Example(text, same[0], tuple(choices), _optional(record, "abstractive_explanation"))
 
 
 def _svamp(record: Mapping[str, Any]) -> Example:
-    if "input" in record:
+    if record.get("input") is not None:  # null where files of both kinds became one table
         return Example(text_of(record, "input"), text_of(record, "label"))
     return Example(f"{text_of(record, 'Body')}\n{text_of(record, 'Question')}", text_of(record, "Equation"))
 
 
 def _asdiv(record: Mapping[str, Any]) -> Example:
-    if "input" in record:
+    if record.get("input") is not None:
         return Example(text_of(record, "input"), text_of(record, "label"))
     answer = text_of(record, "Answer").split()
     if not answer:
@@ -104,8 +108,9 @@ def _asdiv(record: Mapping[str, Any]) -> Example:
 def _nli(explanation: str) -> Callable[[Mapping[str, Any]], Example]:
     def read(record: Mapping[str, Any]) -> Example:
         label = record.get("label")
-        if isinstance(label, int) and not isinstance(label, bool) and 0 <= label < len(NLI_LABELS):
-            label = NLI_LABELS[label]
+        number = None if isinstance(label, bool) else _index(label)
+        if number is not None and 0 <= number < len(NLI_LABELS):
+            label = NLI_LABELS[number]
         if label not in NLI_LABELS:
             raise BadRow(f"'label' {label!r} is none of {', '.join(NLI_LABELS)} (or 0, 1, 2)")
         text = f"{text_of(record, 'premise')}{SEGMENT}{text_of(record, 'hypothesis')}"
@@ -304,10 +309,9 @@ def is_number(value: Any) -> TypeGuard[float]:
 
 def label_of_number(value: float, names: Sequence[str]) -> str:
     """The label that a number is: the name that it has, or itself as text (1.0 is 1, as in a column with gaps)."""
-    number = _index(value)
-    return (
-        names[number] if number is not None and 0 <= number < len(names) else str(value if number is None else number)
-    )
+    if (number := _index(value)) is None:
+        return str(value)
+    return names[number] if 0 <= number < len(names) else str(number)
 
 
 def _is_finite(value: str | int | float) -> bool:

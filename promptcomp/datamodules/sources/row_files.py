@@ -321,10 +321,9 @@ def named(batch: pa.RecordBatch | pa.Table, names: Mapping[str, Sequence[str]], 
                 labels = batch.column(place).cast("int64")  # where some are missing, pandas writes floats
             except pa.ArrowException as error:
                 raise ConfigError(f"{where}: {name!r} has a class label that is no whole number ({error})") from None
-            if (most := pc.max(labels).as_py() or 0) >= max(1, len(classes)):
-                raise ConfigError(
-                    f"{where}: {name!r} has the class label {most}, and {len(classes)} classes have names"
-                )
+            if (most := pc.max(labels).as_py()) is not None and most >= len(classes):
+                told = f"{name!r} has the class label {most}, and {len(classes)} classes have names"
+                raise ConfigError(f"{where}: {told}")
             known = pc.if_else(pc.less(labels, 0), None, labels)
             batch = batch.set_column(place, name, pc.take(pa.array(classes), known))
     return batch
