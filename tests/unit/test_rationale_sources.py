@@ -243,6 +243,7 @@ def test_bad_rows_are_named(tmp_path: Path, record: Any, message: str) -> None:
     ("format_name", "record", "label"),
     [
         ("cqa", {"question": "q", "choices": ["no", "yes "], "answer": "yes"}, "yes "),
+        ("cqa", {"question": "q", "choices": ["yes ", "yes"], "answer": "yes"}, "yes"),
         ("cqa", {"question": "q", "choices": [f"c{i}" for i in range(27)], "answer": "c1"}, None),
         ("esnli", {"premise": "p", "hypothesis": "h", "label": 1.0}, "neutral"),
         ("esnli", {"premise": "p", "hypothesis": "h", "label": "2"}, "contradiction"),

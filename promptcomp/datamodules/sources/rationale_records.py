@@ -82,7 +82,8 @@ def _cqa(record: Mapping[str, Any]) -> Example:
         raise BadRow(
             f"'choices' has {len(choices)} texts, and there are {len(string.ascii_lowercase)} letters for them"
         )
-    if not (same := [choice for choice in choices if same_label(answer, choice)]):
+    same = [answer] if answer in choices else [choice for choice in choices if same_label(answer, choice)]
+    if not same:
         raise BadRow(f"'answer' {answer!r} is not among the choices {choices}")
     lines = [f"({chr(ord('a') + i)}) {choice}" for i, choice in enumerate(choices)]
     text = "\n".join([question, "Answer Choices:", *lines])
