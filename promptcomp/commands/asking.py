@@ -209,7 +209,7 @@ def rationales(
     The data is an experiment's (--method, --config) or named by data.* keys. What it writes is data for
     data.name=rationale_files.
     """
-    from promptcomp.rationales.rationale_job import load_data, pick_template, template_name, template_path
+    from promptcomp.rationales.rationale_job import load_data, pick_template, rows_of, template_name, template_path
 
     if show_template:
         from promptcomp.files import read_text
@@ -220,7 +220,7 @@ def rationales(
     data = load_data(method, config, overrides or ())
     data.check_places()
     if show_prompt:
-        show(pick_template(options.template, data).text(data.source().rows(options.split)[0]))
+        show(pick_template(options.template, data).text(rows_of(data, options.split)[0]))
         return
     asking.refuse_ignored(context)
     teacher, endpoint = asking.endpoint("teacher")

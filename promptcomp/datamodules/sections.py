@@ -220,6 +220,11 @@ class DataConfig(Config):
         return False
 
     @property
+    def is_drawn(self) -> bool:
+        """Whether the rows of a split that is evaluated depend on the run's seed."""
+        return False
+
+    @property
     def why_no_answers(self) -> str:
         """Why no answers can be generated to this data; empty: they can."""
         return ""
@@ -335,6 +340,9 @@ class TextConfig(DataConfig):
     def _one_source(self) -> TextConfig:
         if bool(self.paths) == (self.hub is not None):
             raise ValueError("give either `paths` or `hub`")
+        for name in ("hub_config", "hub_split") if self.paths else ():
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name} is of a dataset of the hub, and `paths` names files; leave it out")
         if self.min_tokens > self.max_tokens:
             raise ValueError(f"min_tokens {self.min_tokens} is larger than max_tokens {self.max_tokens}")
         return self

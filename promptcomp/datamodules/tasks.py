@@ -101,6 +101,14 @@ class RationaleSource(Source):
     def rows(self, split: str) -> Sequence[RationaleRow]:
         """The examples of a split, whole: nothing is filtered or subsampled here."""
 
+    def check_columns(self) -> None:
+        """Check that the rows read so far have the columns that were named.
+
+        Raises:
+            ConfigError: none of them has one.
+        """
+        return
+
 
 @dataclass(frozen=True, slots=True)
 class Task:

@@ -31,7 +31,7 @@ from promptcomp.evaluation.formatting import value_text
 from promptcomp.evaluation.texts import agree, value_of
 from promptcomp.files import write_atomic
 from promptcomp.rationales import RationaleOptions
-from promptcomp.rationales.rationale_job import PromptTemplate, default_output, pick_template, writing_of
+from promptcomp.rationales.rationale_job import PromptTemplate, default_output, pick_template, rows_of, writing_of
 from promptcomp.terminal import plain_table
 
 
@@ -189,12 +189,7 @@ class Extraction(AskingSession[Completion]):
         self.template = pick_template(options.template, data)
         self.writing = writing_of(options, self.template)
         self.answer_tokens = self.writing.max_tokens // 2
-        source = data.source()
-        if options.split not in source.splits:
-            raise ConfigError(f"--split {options.split!r} is unknown; the data has {', '.join(source.splits)}")
-        self.rows: list[RationaleRow] = list(source.rows(options.split)[: options.rows])
-        if not self.rows:
-            raise ConfigError(f"the {options.split} split has no rows")
+        self.rows = rows_of(data, options.split)[: options.rows]
         self.requests = [[self._request(row, sample) for sample in range(options.samples)] for row in self.rows]
         self.output = options.output or default_output(data, teacher, options.split)
         if self.output.exists() and not self.output.is_file():

@@ -188,6 +188,22 @@ def load_data(method: str | None, config: Path | None, overrides: Sequence[str])
     return data.without_teacher()
 
 
+def rows_of(data: RationaleConfig, split: str) -> Sequence[RationaleRow]:
+    """The rows of a split of the data.
+
+    Raises:
+        ConfigError: there is no such split, a row is bad, or none has a column that was named.
+    """
+    source = data.source()
+    if split not in source.splits:
+        raise ConfigError(f"--split {split!r} is unknown; the data has {', '.join(source.splits)}")
+    rows: Sequence[RationaleRow] = source.rows(split)
+    source.check_columns()
+    if not rows:
+        raise ConfigError(f"the {split} split has no rows")
+    return rows
+
+
 def template_name(data: RationaleConfig) -> str:
     """The shipped template of the data's format.
 

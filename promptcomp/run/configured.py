@@ -179,10 +179,10 @@ def _shown(value: Any) -> str:
 
 def identity(experiment: Experiment) -> str:
     """Equal for experiments that give the same results: name and place never matter, optim and trainer only if anything
-    is trained, the seed also where anything starts from random values."""
+    is trained, the seed also where anything starts from random values or rows are drawn by it."""
     tree = experiment.model_dump(mode="json")
     trains = experiment.trainer.max_steps > 0 and experiment.method.trains
-    is_drawn = experiment.method.trains or experiment.lm.from_scratch is not None
+    is_drawn = experiment.method.trains or experiment.lm.from_scratch is not None or experiment.data.is_drawn
     for key in (*PLACES, *(() if trains else _TRAINING), *(() if is_drawn else ("seed",))):
         del tree[key]
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()

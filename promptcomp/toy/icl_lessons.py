@@ -11,7 +11,7 @@ import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ from promptcomp.batch import pad
 from promptcomp.datamodules.tasks import Row, Task
 from promptcomp.toy.icl_world import ToyRule, ToySource, draw_rule, toy_tokenizer
 from promptcomp.toy.lessons import Lessons, answer_loss
-from promptcomp.toy.recipe import DocumentKind, Stage, StagedCurriculum
+from promptcomp.toy.recipe import DocumentKind, Skill, Stage, StagedCurriculum
 from promptcomp.toy.toy_sections import Group, ToyConfig
 from promptcomp.toy.words import ARROW, CATEGORIES, NEWLINE
 
@@ -89,10 +89,9 @@ class ToyLessons(Lessons[Stage]):
 
     def skills(self, model: PreTrainedModel) -> dict[str, float]:
         """Accuracy on the last of 16 rows of 4-class documents, by kind; leaves a stage whose skills are there."""
-        kinds: tuple[DocumentKind, ...] = ("lookup", "words", "classification")
         share = self.config.two_slot_share
         found: dict[str, float] = {}
-        for kind in kinds:
+        for kind in get_args(Skill):
             rng = random.Random(f"{self._skill_seed}/{kind}/pretrain/4/16")
             documents = [draw_document(kind, 16, 4, rng, share) for _ in range(self.config.skill_documents)]
             found[kind] = self.last_row_accuracy(model, [document.rows for document in documents])

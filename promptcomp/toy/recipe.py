@@ -13,6 +13,9 @@ from promptcomp.language_model.lm_config import PositionalStart
 
 Layout = Literal["decoder_only", "query_in_encoder", "query_in_decoder"]
 DocumentKind = Literal["repetition", "lookup", "natural", "words", "classification", "definition"]
+Skill = Literal["lookup", "words", "classification"]
+_Classes = Annotated[int, Field(ge=2, le=45)]  # as many labels as the world has
+_Rows = Annotated[int, Field(ge=4)]  # of fewer, some documents have no answer that could be known
 
 
 class StageConfig(Config):
@@ -29,18 +32,28 @@ class StageConfig(Config):
 class Stage(StageConfig):
     """One stage of the curriculum."""
 
-    mix: dict[DocumentKind, float]
+    mix: dict[DocumentKind, NonNegativeFloat]
     """Weights of the document kinds. repetition: random words, twice; lookup: single words and their labels; natural:
     sentences with the names of categories as labels; words: single words by category; classification: sentences by
     category; definition: what a label stands for, and then sentences."""
-    rows: tuple[int, int]
+    rows: tuple[_Rows, _Rows]
     """Fewest and most labelled rows of a batch's documents."""
-    classes: tuple[int, int]
+    classes: tuple[_Classes, _Classes]
     """Fewest and most classes of a task."""
     one_kind_per_batch: bool = False
     """True: a batch holds documents of one kind (repetition has lengths of its own)."""
-    until: dict[DocumentKind, float] = Field(default_factory=dict)
+    until: dict[Skill, float] = Field(default_factory=dict)
     """Leave the stage early once the skills, the accuracies on documents of these kinds, are above these values."""
+
+    @model_validator(mode="after")
+    def _can_be_drawn(self) -> Stage:
+        for name in ("rows", "classes"):
+            fewest, most = getattr(self, name)
+            if fewest > most:
+                raise ValueError(f"{name}: the fewest, {fewest}, are more than the most, {most}")
+        if not sum(self.mix.values()) > 0:
+            raise ValueError("mix: no kind of document has a weight above 0")
+        return self
 
 
 class StagedCurriculum(Config):
@@ -71,7 +84,7 @@ class ToySeq2SeqCurriculum(StagedCurriculum):
     layout: Literal["query_in_decoder", "query_in_encoder"] = "query_in_decoder"
     """Which side reads the queries. query_in_decoder: the decoder; query_in_encoder: the encoder, behind the
     demonstrations."""
-    num_queries: int = Field(default=8, ge=1)
+    num_queries: int = Field(default=8, ge=1, le=23)
     """Queries asked about each encoder pass; of those that the encoder reads a single one in half of the batches."""
 
 

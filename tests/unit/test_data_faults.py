@@ -318,6 +318,29 @@ def test_class_labels_are_their_names(tmp_path: Path) -> None:
         ]
 
 
+@pytest.mark.parametrize(
+    ("labels", "told"),
+    [
+        ([0.0, None, 1.0], None),
+        ([0, 1, 7], "'label' has the class label 7, and 2 classes have names"),
+        ([0.5, 1.0, 0.0], "'label' has a class label that is no whole number"),
+    ],
+)
+def test_class_labels_are_whole_numbers_that_have_names(tmp_path: Path, labels: list[Any], told: str | None) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    features = {"info": {"features": {"label": {"names": ["no", "yes"], "_type": "ClassLabel"}}}}
+    table = pa.table({"input": ["a", "b", "c"], "label": labels})
+    pq.write_table(table.replace_schema_metadata({"huggingface": json.dumps(features)}), tmp_path / "t.parquet")
+    config = build(DATASETS["rationale_files"], {"test": [str(tmp_path / "t.parquet")], "targets": "label"})
+    if told is None:
+        assert [row.label for row in config.source().rows("test")] == ["no", "", "yes"]
+    else:
+        with pytest.raises(ConfigError, match=f"t.parquet: {told}"):
+            config.source().rows("test")
+
+
 def test_no_script_of_a_data_set_runs(tmp_path: Path) -> None:
     folder = tmp_path / "mine"
     folder.mkdir()

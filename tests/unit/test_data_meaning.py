@@ -297,6 +297,7 @@ def _turn(role: str, content: Any, sharegpt: bool = False) -> Row:
     [
         ([_turn("user", "a"), _turn("assistant", "b")], ("a", "", "b", 0)),
         ([_turn("system", "s"), _turn("user", "a"), _turn("assistant", "b")], ("s", "a", "b", 0)),
+        ([_turn("system", " "), _turn("user", "a"), _turn("assistant", "b")], ("a", "", "b", 0)),
         ([_turn("human", "a", True), _turn("gpt", "b", True), _turn("human", "c", True)], ("a", "", "b", 1)),
         ([_turn("user", [{"type": "text", "text": "a"}]), _turn("assistant", "b")], ("a", "", "b", 0)),
     ],

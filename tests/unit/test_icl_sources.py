@@ -7,6 +7,8 @@ import pickle
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
@@ -192,6 +194,38 @@ def test_table_with_splits_and_seeds(tmp_path: Path) -> None:
     assert source.splits == ("test",)
     tasks = source.tasks("test")
     assert [(task.seed, len(task.demonstrations), len(task.queries)) for task in tasks] == [(13, 3, 4), (21, 3, 4)]
+
+
+def test_queries_without_a_seed_are_asked_behind_every_pool(tmp_path: Path) -> None:
+    """Also where one of the pools has no seed; a pool whose seed no query has is warned of."""
+    shown = [{**record("t", i), "split": "train", "seed": seed} for i in range(3) for seed in (None, 13)]
+    asked = [{**record("t", i), "split": "test", "seed": None} for i in range(10, 14)]
+    config = TableData(test=(write_lines(tmp_path / "mine.jsonl", [*shown, *asked]),))
+    assert [task.seed for task in TableSource(config).tasks("test")] == [None, 13]
+    write_lines(tmp_path / "mine.jsonl", [*shown, *({**row, "seed": 13} for row in asked)])
+    assert [task.seed for task in TableSource(config).tasks("test")] == [13]
+    found = [str(problem) for problem in validate(config)]
+    assert (
+        "data: task 't': the demonstrations without a seed are not shown, as all its queries have other seeds" in found
+    )
+
+
+def test_white_space_around_the_items_of_a_cell_does_not_count(tmp_path: Path) -> None:
+    (tmp_path / "mine.csv").write_text("input,output,options\nlion,yes,no | yes\npear,no,no|yes \n", encoding="utf-8")
+    (task,) = TableSource(TableData(test=(tmp_path / "mine.csv",))).tasks("test")
+    assert [row.options for row in task.queries] == [("no", "yes")] * 2
+    assert task.kind == "classification"
+
+
+def test_class_labels_beside_a_column_of_lists(tmp_path: Path) -> None:
+    """Older versions of `datasets` write the feature of such a column as a list."""
+    text = {"dtype": "string", "_type": "Value"}
+    features = {"words": [text], "input": text, "output": {"names": ["no", "yes"], "_type": "ClassLabel"}}
+    table = pa.table({"words": [["a"]] * 3, "input": ["lion", "pear", "saw"], "output": [0, 1, 0]})
+    known = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    pq.write_table(known, tmp_path / "mine.parquet")
+    (task,) = TableSource(TableData(test=(tmp_path / "mine.parquet",))).tasks("test")
+    assert [row.output for row in task.queries] == ["no", "yes", "no"]
 
 
 def test_table_with_a_file_of_demonstrations(tmp_path: Path) -> None:

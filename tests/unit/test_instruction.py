@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from promptcomp.config import ConfigError
+from promptcomp.config import ConfigError, build
 from promptcomp.datamodules.instruction.instruction_config import (
     AlpacaPlusData,
     CustomTemplate,
@@ -251,6 +251,12 @@ def test_other_columns_and_a_dataset(tmp_path: Path) -> None:
     assert source.splits == ("test",)
     assert [row.output for row in source.rows("test")] == ["0", "1", "2", "3"]
     assert validate(config) == []
+
+
+def test_what_a_dataset_alone_has_is_refused_beside_files() -> None:
+    for name, value in (("dataset_config", "en"), ("dataset_splits", {"train": "other"})):
+        with pytest.raises(ConfigError, match=f"{name} is of a dataset, and `files` names files"):
+            build(InstructionsData, {"files": {"train": "a.jsonl"}, name: value})
 
 
 def test_holding_out() -> None:

@@ -19,6 +19,7 @@ from promptcomp.toy.pretrain_loop import pretrain
 from promptcomp.toy.recipe import PretrainConfig, TextCorpus, ToyCurriculum
 from promptcomp.toy.text_lessons import TextLessons
 from promptcomp.toy.toy_sections import ToyConfig
+from promptcomp.toy.words import LABELS
 
 RECIPES = Path(str(files("promptcomp"))) / "experiments" / "pretrain"
 ASSET = Path(str(files("promptcomp"))) / "assets" / "toy_decoder"
@@ -137,6 +138,25 @@ def test_text_recipe_learns_from_files_and_metaicl_tasks(tmp_path: Path) -> None
     tree["data"]["metaicl_partition"] = "q"
     with pytest.raises(ConfigError, match=r"data.metaicl_partition .*known: p"):
         run(build(PretrainConfig, tree), tmp_path / "no")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rows": [8, 4]}, "rows: the fewest, 8, are more than the most, 4"),
+        ({"rows": [0, 4]}, "rows.0"),
+        ({"classes": [4, len(LABELS) + 1]}, "classes.1"),
+        ({"mix": {}}, "mix: no kind of document has a weight above 0"),
+        ({"mix": {"lookup": -1}}, "mix.lookup"),
+        ({"until": {"repetition": 0.9}}, "'lookup', 'words' or 'classification'"),
+    ],
+)
+def test_stages_that_no_document_can_be_drawn_for_are_refused(options: dict[str, Any], message: str) -> None:
+    tree = read_yaml(RECIPES / "toy_decoder.yaml")
+    stage = {"name": "a", "steps": 2, "mix": {"lookup": 1}, "rows": [4, 8], "classes": [2, len(LABELS)], "until": {}}
+    build(PretrainConfig, {**tree, "data": {**tree["data"], "stages": [stage]}})
+    with pytest.raises(ConfigError, match=message):
+        build(PretrainConfig, {**tree, "data": {**tree["data"], "stages": [{**stage, **options}]}})
 
 
 def test_mistakes_are_told_apart(tmp_path: Path) -> None:

@@ -183,10 +183,20 @@ def test_long_rows_are_cut_and_told() -> None:
     assert not any("cut" in line for line in _module().notes())
 
 
+@pytest.mark.parametrize("markers", ["prefix", "suffix"])
+def test_what_stands_behind_an_input_stays_when_it_is_cut(markers: str) -> None:
+    module = _module(max_input_tokens=8, markers=markers, input_end=" =>")
+    _, texts = _first(module)
+    for context, query, _ in texts:
+        assert (context or query).endswith("=>")
+        assert len(f"{context} {query}".split()) == 8
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"markers": "none"}, "one for each task"),
+        ({"max_input_tokens": 4, "input_end": " => => =>"}, "takes 4 tokens, so nothing is left"),
         ({"label_marker": "explain:"}, "must differ"),
         ({"targets": "label", "shuffle_rationales": True}, "no effect"),
         ({"train_share": 0.0}, "train_share"),

@@ -162,6 +162,9 @@ def test_labels_of_a_teacher_may_be_numbers(tmp_path: Path) -> None:
         return [row.llm_label for row in RationaleFilesData(test=files, **options).source().rows("test")]
 
     assert labels() == ["2", "2.5", ""]
+    _write(tmp_path / "test.jsonl", [{**row, "label": float(i)} for i, row in enumerate(rows)])
+    assert [row.label for row in RationaleFilesData(test=files).source().rows("test")] == ["0", "1", "2"]
+    _write(tmp_path / "test.jsonl", rows)
     assert labels(rationales=work) == ["2", "0", "1.5"]
     assert labels(rationales=work, columns={"label_names": ("a", "b", "c")}) == ["c", "a", "1.5"]
     for name, bad in (("test", {**rows[0], "llm_label": True}), ("work", {"id": "0", "llm_label": [1]})):
@@ -183,6 +186,14 @@ def test_work_that_cannot_be_joined(tmp_path: Path, work: list[Any], message: st
     paths = {name: (_write(tmp_path / f"{name}.jsonl", each),) for name, each in {"test": rows, "work": work}.items()}
     with pytest.raises(ConfigError, match=message):
         RationaleFilesData(test=paths["test"], rationales=paths["work"]).source().check()
+
+
+def test_ids_of_several_splits_are_warned_of(tmp_path: Path) -> None:
+    rows = [{"id": i, "input": f"question {i}", "label": "yes"} for i in range(4)]
+    paths = {name: (_write(tmp_path / f"{name}.jsonl", rows[:count]),) for name, count in (("train", 4), ("test", 2))}
+    work = _write(tmp_path / "work.jsonl", [{"id": i, "llm_rationale": "because"} for i in range(4)])
+    found = [problem.message for problem in validate(RationaleFilesData(**paths, rationales=(work,), dev_share=0))]
+    assert any(text.startswith("2 of 4 ids name a row in each of several splits (such as '0')") for text in found)
 
 
 def test_a_row_keeps_what_the_work_on_it_lacks(tmp_path: Path) -> None:
@@ -226,6 +237,29 @@ def test_bad_rows_are_named(tmp_path: Path, record: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         config.source().rows("test")
     assert any(message in problem.message for problem in validate(config))
+
+
+@pytest.mark.parametrize(
+    ("format_name", "record", "label"),
+    [
+        ("cqa", {"question": "q", "choices": ["no", "yes "], "answer": "yes"}, "yes "),
+        ("cqa", {"question": "q", "choices": ["yes ", "yes"], "answer": "yes"}, "yes"),
+        ("cqa", {"question": "q", "choices": [f"c{i}" for i in range(27)], "answer": "c1"}, None),
+        ("esnli", {"premise": "p", "hypothesis": "h", "label": 1.0}, "neutral"),
+        ("esnli", {"premise": "p", "hypothesis": "h", "label": "2"}, "contradiction"),
+        ("esnli", {"premise": "p", "hypothesis": "h", "label": True}, None),
+        ("svamp", {"input": None, "Body": "b", "Question": "q", "Equation": "1 + 2"}, "1 + 2"),
+        ("asdiv", {"input": None, "Body": "b", "Question": "q", "Answer": "7 (pears)"}, "7"),
+    ],
+)
+def test_cells_of_formats(tmp_path: Path, format_name: str, record: Any, label: str | None) -> None:
+    """Numbers as floats or as texts of a CSV, null, white space, and more choices than letters."""
+    config = RationaleFilesData(test=(_write(tmp_path / "rows.jsonl", [record]),), format=format_name)
+    if label is None:
+        with pytest.raises(ConfigError, match=r"27 texts, and there are 26 letters|'label' True is none of"):
+            config.source().rows("test")
+    else:
+        assert [row.label for row in config.source().rows("test")] == [label]
 
 
 def test_gsm8k(tmp_path: Path) -> None:

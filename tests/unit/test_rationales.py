@@ -23,6 +23,7 @@ from promptcomp.rationales.rationale_job import (
     load_data,
     load_template,
     pick_template,
+    rows_of,
     shipped_templates,
     writing_of,
 )
@@ -232,6 +233,24 @@ def test_data_and_template_are_found(tmp_path: Path) -> None:
 def test_data_mistakes(overrides: list[str], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         load_data(None, None, overrides)
+
+
+@pytest.mark.parametrize(
+    ("columns", "words"),
+    [
+        ("{input: questoin}", "'questoin' is missing; the columns are id, question, answer"),
+        (
+            "{input: question, label: grade}",
+            r"data\.columns\.label: no row has a column 'grade'; the others are answer",
+        ),
+    ],
+)
+def test_a_column_that_no_row_has_is_told_with_those_there_are(tmp_path: Path, columns: str, words: str) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"id": 1, "question": "q", "answer": "a"}\n')
+    overrides = ["data.name=rationale_files", f"data.test=[{path}]", f"data.columns={columns}"]
+    with pytest.raises(ConfigError, match=words):
+        rows_of(load_data(None, None, overrides), "test")
 
 
 def test_temperatures() -> None:

@@ -103,3 +103,22 @@ def test_untrained_runs_are_the_same_for_all_seeds_but_where_something_is_drawn(
     assert same("full_prompt")
     assert not same("full_prompt", from_scratch={})
     assert not same("mend")
+
+
+def test_dev_rows_that_the_seed_moves_make_other_runs() -> None:
+    def same(**data: object) -> bool:
+        tree = {"method": {"name": "full_prompt"}, "lm": {"path": "builtin:toy_student"}, "trainer": {"max_steps": 0}}
+        tree["data"] = {
+            "name": "rationale_files",
+            "train": ["a.jsonl"],
+            "test": ["b.jsonl"],
+            "targets": "label",
+            **data,
+        }
+        return len({identity(build(Experiment, {**tree, "seed": seed})) for seed in (0, 1)}) == 1
+
+    drawn = {"subset": "reference", "train_share": 0.5}
+    assert same()
+    assert not same(**drawn)
+    assert same(**drawn, dev_share=0)
+    assert same(**drawn, dev=["c.jsonl"])

@@ -255,3 +255,11 @@ def test_a_prompt_that_cannot_be_read_is_named_with_its_line(folder: Path) -> No
     (folder / "prompts/turn.txt").write_bytes(b"-----\ncaf\xe9")
     found = next(each for each in validate(section(folder)) if "UTF-8" in each.message)
     assert (Path(found.file).name, found.line) == ("turn.txt", 2)
+
+
+def test_windows_line_ends_change_no_prompt(folder: Path) -> None:
+    before = section(folder).source().rows("train")[0].instruction
+    for prompt in (folder / "prompts").glob("*.txt"):
+        prompt.write_bytes(prompt.read_bytes().replace(b"\n", b"\r\n"))
+    assert section(folder).source().rows("train")[0].instruction == before
+    assert "\n" in before

@@ -140,6 +140,8 @@ def test_validation_finds_every_bad_document(tmp_path: Path) -> None:
 def test_contradictory_options(corpus: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     with pytest.raises(ConfigError, match="either `paths` or `hub`"):
         build(TextConfig, {})
+    with pytest.raises(ConfigError, match="hub_config is of a dataset of the hub, and `paths` names files"):
+        build(TextConfig, {"paths": [str(corpus)], "hub_config": "en"})
     with pytest.raises(ConfigError, match="max_tokens = 100 exceeds the LM's window of 64"):
         module(corpus, tokenizer, max_tokens=100)
 

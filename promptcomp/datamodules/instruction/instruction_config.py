@@ -279,6 +279,9 @@ class InstructionsData(HeldOutConfig):
     def _one_source(self) -> InstructionsData:
         if bool(self.files) == (self.dataset is not None):
             raise ValueError("give either `files` or `dataset`")
+        for name in ("dataset_config", "dataset_splits") if self.files else ():
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name} is of a dataset, and `files` names files; leave it out")
         named = self.files or self.dataset_splits
         if self.test_examples and "test" in named:
             raise ValueError("test_examples cuts a test split from the training rows, but one is given; set it to 0")

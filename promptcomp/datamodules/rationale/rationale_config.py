@@ -130,6 +130,12 @@ class RationaleConfig(DataConfig):
         return self.targets in ("rationale_then_label", "label_then_rationale")
 
     @property
+    def is_drawn(self) -> bool:
+        """The original's subset is drawn before dev rows are held out of it."""
+        is_cut = self.dev_share > 0 and "dev" not in (self.splits or ())
+        return self.subset == "reference" and self.train_share < 1 and is_cut
+
+    @property
     def format_name(self) -> FormatName | None:
         """The known format of the raw rows: the task's, or the configured one; None: they have none."""
         name: FormatName | None = getattr(self, "task", None) or getattr(self, "format", None)

@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from promptcomp.batch import ANSWER, RATIONALE, EncodedContext, EncodedQuery, EncodedTarget
 from promptcomp.config import ConfigError
 from promptcomp.datamodules.instruction.templates import starts_words
+from promptcomp.datamodules.plans import within
 from promptcomp.datamodules.rationale.rationale_config import RationaleConfig
 from promptcomp.datamodules.sections import Reader
 from promptcomp.datamodules.sources.rationale_records import SEGMENT
@@ -39,8 +40,8 @@ class Writer:
     def __init__(self, config: RationaleConfig, reader: Reader, cache: TokenCache) -> None:
         """
         Raises:
-            ConfigError: the budgets do not fit the LM's window, the tokenizer has no end-of-sequence token, or it does
-                not keep the separator.
+            ConfigError: the budgets do not fit the LM's window or leave nothing of an input, the tokenizer has no
+                end-of-sequence token, or it does not keep the separator.
         """
         tokenizer, query_in_encoder = reader.tokenizer, reader.query_in_encoder
         if tokenizer.eos_token_id is None:
@@ -61,6 +62,12 @@ class Writer:
         self._space = " " * (not begins_word if config.target_space is None else config.target_space)
         if config.in_one_target:
             self._check_separator()
+        alone = max(self._size(self.texts(RationaleRow("", "", ""), "", role)) for role in (ANSWER, RATIONALE))
+        if alone >= self.input_budget:
+            raise ConfigError(
+                f"data.max_input_tokens = {self.input_budget}: what is written around an input takes {alone} tokens, "
+                "so nothing is left for it; use more"
+            )
 
     def _check_separator(self) -> None:
         separator = self.config.separator
@@ -129,15 +136,15 @@ class Writer:
         return [self.target_ids(self._space + option, ANSWER)[:-1] for option in options]
 
     def context_ids(self, task: Texts) -> tuple[int, ...]:
-        """Ids of the input where the markers follow it, cut on the right."""
-        if not task.context:
-            return ()
-        markers = len(self.cache(task.query)) + len(self._query_end)
-        return tuple(self.cache(task.context)[: self.input_budget - markers])
+        """Ids of the input where the markers follow it, cut on the right in front of its end."""
+        room = self.input_budget - len(self.cache(task.query)) - len(self._query_end)
+        return tuple(within(self.cache(task.context), room, len(self.cache(self.input_end))))
 
     def query_ids(self, task: Texts) -> tuple[int, ...]:
-        """Ids of a query: with its input cut on the right, or of the marker alone."""
-        return (*self.cache(task.query)[: self.input_budget - len(self._query_end)], *self._query_end)
+        """Ids of a query: with its input cut on the right in front of its end, or of the marker alone."""
+        closing = 0 if task.context else len(self.cache(self.input_end))
+        ids = within(self.cache(task.query), self.input_budget - len(self._query_end), closing)
+        return (*ids, *self._query_end)
 
     def target_ids(self, text: str, role: int) -> tuple[int, ...]:
         """Ids of a target, cut on the right, and its end."""
@@ -154,10 +161,13 @@ class Writer:
         """Tokens over the budgets: of the input, and of the targets."""
         of_input = of_targets = 0
         for task in (self.texts(row, label, role) for role in roles):
-            size = len(self.cache(task.context)) + len(self.cache(task.query)) + len(self._query_end)
-            of_input = max(of_input, size - self.input_budget)
+            of_input = max(of_input, self._size(task) - self.input_budget)
             of_targets += max(0, len(self.cache(task.target)) + 1 - self.target_budget(task.role))
         return of_input, of_targets
+
+    def _size(self, task: Texts) -> int:
+        """Tokens of what is read, whole."""
+        return len(self.cache(task.context)) + len(self.cache(task.query)) + len(self._query_end)
 
     def may_lose(self, row: RationaleRow) -> bool:
         """Whether a row is so long that it might be cut (a token is at least one byte)."""

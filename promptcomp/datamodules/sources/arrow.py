@@ -74,7 +74,7 @@ def table_of(found: Any, where: str, asked: Asked) -> Table:
     found = found.select_columns([column for column in asked.all if column in found.column_names])
     kinds = {name: kind for name, kind in found.features.items() if name not in asked.numbers}
     labels = {name: kind.names for name, kind in kinds.items() if isinstance(kind, datasets.ClassLabel)}
-    return Table(where, named(found.with_format("arrow")[:], labels))
+    return Table(where, named(found.with_format("arrow")[:], labels, where))
 
 
 def _open(path: str, name: str | None, split: str) -> Any:

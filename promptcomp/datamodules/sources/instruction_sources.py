@@ -49,7 +49,7 @@ def first_exchange(turns: list[Any], system: Any = None, answers: bool = True) -
     """Instruction, input and output of a conversation (ShareGPT's, or of a chat file), and how many turns are left out.
 
     The system turn is the instruction, the first user turn the input and the reply to it the output; without a system
-    turn the user turn is the instruction.
+    turn (a blank one is none) the user turn is the instruction.
 
     Args:
         turns: Each with `role` and `content` or, as ShareGPT has it, with `from` and `value`.
@@ -59,8 +59,10 @@ def first_exchange(turns: list[Any], system: Any = None, answers: bool = True) -
     Raises:
         BadConversation: it does not begin with a user turn and an answer (after a system turn), or one is no text.
     """
-    if system is not None and not (isinstance(system, str) and not system.strip()):
+    if system is not None:
         turns = [{"role": "system", "content": system}, *turns]
+    while turns and _role(turns[0], 1) == "system" and not _text(turns[0], 1).strip():
+        turns = turns[1:]
     first = [_role(turn, number) for number, turn in enumerate(turns[:3], start=1)]
     for shape in (["user", "assistant"], ["system", "user", "assistant"]):
         if first[: len(shape)] == shape or (not answers and first == shape[:-1]):

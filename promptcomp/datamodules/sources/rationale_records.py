@@ -78,21 +78,26 @@ def _cqa(record: Mapping[str, Any]) -> Example:
     choices = record.get("choices")
     if not isinstance(choices, list) or not choices or not all(isinstance(choice, str) for choice in choices):
         raise BadRow("'choices' is not a list of texts")
-    if answer not in choices:
+    if len(choices) > len(string.ascii_lowercase):
+        raise BadRow(
+            f"'choices' has {len(choices)} texts, and there are {len(string.ascii_lowercase)} letters for them"
+        )
+    same = [answer] if answer in choices else [choice for choice in choices if same_label(answer, choice)]
+    if not same:
         raise BadRow(f"'answer' {answer!r} is not among the choices {choices}")
     lines = [f"({chr(ord('a') + i)}) {choice}" for i, choice in enumerate(choices)]
     text = "\n".join([question, "Answer Choices:", *lines])
-    return Example(text, answer, tuple(choices), _optional(record, "abstractive_explanation"))
+    return Example(text, same[0], tuple(choices), _optional(record, "abstractive_explanation"))
 
 
 def _svamp(record: Mapping[str, Any]) -> Example:
-    if "input" in record:
+    if record.get("input") is not None:  # null where files of both kinds became one table
         return Example(text_of(record, "input"), text_of(record, "label"))
     return Example(f"{text_of(record, 'Body')}\n{text_of(record, 'Question')}", text_of(record, "Equation"))
 
 
 def _asdiv(record: Mapping[str, Any]) -> Example:
-    if "input" in record:
+    if record.get("input") is not None:
         return Example(text_of(record, "input"), text_of(record, "label"))
     answer = text_of(record, "Answer").split()
     if not answer:
@@ -104,8 +109,9 @@ def _asdiv(record: Mapping[str, Any]) -> Example:
 def _nli(explanation: str) -> Callable[[Mapping[str, Any]], Example]:
     def read(record: Mapping[str, Any]) -> Example:
         label = record.get("label")
-        if isinstance(label, int) and not isinstance(label, bool) and 0 <= label < len(NLI_LABELS):
-            label = NLI_LABELS[label]
+        number = None if isinstance(label, bool) else _index(label)
+        if number is not None and 0 <= number < len(NLI_LABELS):
+            label = NLI_LABELS[number]
         if label not in NLI_LABELS:
             raise BadRow(f"'label' {label!r} is none of {', '.join(NLI_LABELS)} (or 0, 1, 2)")
         text = f"{text_of(record, 'premise')}{SEGMENT}{text_of(record, 'hypothesis')}"
@@ -271,7 +277,7 @@ class RecordReader:
             raise BadRow(f"{self.columns.label!r} is {type(value).__name__}, expected text")
         if names and value not in names:
             raise BadRow(f"{self.columns.label!r} {value!r} is none of columns.label_names")
-        return str(value)
+        return label_of_number(value, ()) if is_number(value) else str(value)
 
 
 def _index(value: Any) -> int | None:
@@ -303,9 +309,10 @@ def is_number(value: Any) -> TypeGuard[float]:
 
 
 def label_of_number(value: float, names: Sequence[str]) -> str:
-    """The label that a number is: the name that it has, or itself as text."""
-    number = _index(value)
-    return names[number] if number is not None and 0 <= number < len(names) else str(value)
+    """The label that a number is: the name that it has, or itself as text (1.0 is 1, as in a column with gaps)."""
+    if (number := _index(value)) is None:
+        return str(value)
+    return names[number] if 0 <= number < len(names) else str(number)
 
 
 def _is_finite(value: str | int | float) -> bool:

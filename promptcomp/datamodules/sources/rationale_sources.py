@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -265,7 +266,7 @@ class TableRationales(_FileSource):
         self._named.check(found)
         if not self.config.rationales:
             return
-        ids = {row.id: None for split in self.splits for row in self.rows(split)}
+        ids = Counter(row.id for split in self.splits for row in self.rows(split))
         work, names = self._work or {}, ", ".join(map(str, self.config.rationales))
         if not any(name in ids for name in work):
             tell(
@@ -275,6 +276,13 @@ class TableRationales(_FileSource):
         elif lost := [name for name in work if name not in ids]:
             text = f"{len(lost)} of {len(work)} ids belong to no row of the data (such as {lost[0]!r})"
             tell(Problem(names, None, text, "warning"), found)
+        if twice := [name for name in work if ids[name] > 1]:
+            text = f"{len(twice)} of {len(work)} ids name a row in each of several splits (such as {twice[0]!r})"
+            tell(Problem(names, None, f"{text}, and all of them get this teacher's work", "warning"), found)
+
+    def check_columns(self) -> None:
+        """See the base class."""
+        self._named.check(None)
 
     def _tables(self, split: str) -> Iterator[tuple[Iterator[Record], str]]:
         """The records of a split's files or of its table, and where they stand."""

@@ -16,7 +16,7 @@ from promptcomp.config import Config, ConfigError
 from promptcomp.errors import did_you_mean
 
 LIST_SEPARATOR = "|"
-"""Stands between the items of a CSV cell that is a list."""
+"""Stands between the items of a CSV cell that is a list; white space around it does not count."""
 
 
 class NotHere(ConfigError):
@@ -163,7 +163,8 @@ class Named:
         """
         for name, key in self._keys.items():
             if name not in self._there:
-                near = did_you_mean(name, self._there - {*self._keys}, "name one that is there, or null")
+                others = sorted(self._there - {*self._keys})
+                near = did_you_mean(name, others, f"the others are {', '.join(others) or 'none'}")
                 tell(Problem(f"data.columns.{key}", None, f"no row has a column {name!r}; {near}"), found)
 
 
@@ -188,18 +189,25 @@ def good_records(
     Raises:
         ConfigError: a bad record, or none, unless that is collected.
     """
-    empty = where is not None
+    is_first = True
     for record in records:
-        empty = False
         if named is not None:
             named.look(record.content)
         problems = wrong(record.content) if record.problem is None else [record.problem]
         for text in problems:
-            tell(Problem(record.file, record.line, text), found)
+            tell(Problem(record.file, record.line, text + (_there(text, record) if is_first else "")), found)
+        is_first = False
         if not problems:
             yield record
-    if empty:
+    if is_first and where is not None:
         tell(Problem(str(where), None, f"the file has no {what}"), found)
+
+
+def _there(problem: str, record: Record) -> str:
+    """The columns there are, where the problem of a file's first row is that it does not have one."""
+    name = problem.removesuffix(" is missing")
+    lacks = record.content and name != problem and name not in map(repr, record.content)
+    return f"; the columns are {', '.join(map(str, record.content))}" if lacks else ""
 
 
 def text_problems(record: Mapping[str, Any], required: Sequence[str], optional: Sequence[str | None] = ()) -> list[str]:

@@ -270,7 +270,8 @@ def _csv_rows(file: str, reader: Any, asked: Asked) -> Iterator[Record]:
         elif cells:
             content: dict[str, Any] = dict(zip(header, cells, strict=False))
             for name in asked.lists:
-                content[name] = content[name].split(LIST_SEPARATOR) if content.get(name) else []
+                items = content[name].split(LIST_SEPARATOR) if content.get(name) else []
+                content[name] = [item.strip() for item in items]
             yield Record(file, line, content)
         line = reader.line_num + 1
 
@@ -289,7 +290,7 @@ def _parquet(path: Path, asked: Asked) -> Iterator[Record]:
             columns = [name for name in asked.all if name in schema.names]
             names = {name: classes for name, classes in _classes(schema).items() if name not in asked.numbers}
             batches = file.iter_batches(_ROWS_AT_ONCE, columns=columns)
-            yield from batch_records((named(batch, names) for batch in batches), str(path))
+            yield from batch_records((named(batch, names, str(path)) for batch in batches), str(path))
     except (OSError, pa.ArrowException) as error:
         raise ConfigError(f"{path}: not a readable Parquet file ({' '.join(str(error).split())})") from None
 
@@ -298,16 +299,17 @@ def _classes(schema: pa.Schema) -> dict[str, list[str]]:
     """Names of the classes of every column of class labels, as `datasets` writes them into a file."""
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
-        return {name: each["names"] for name, each in features.items() if each.get("_type") == "ClassLabel"}
+        labels = {name: each for name, each in features.items() if isinstance(each, dict)}  # older lists are lists
+        return {name: each["names"] for name, each in labels.items() if each.get("_type") == "ClassLabel"}
     except (KeyError, TypeError, ValueError, AttributeError):
         return {}
 
 
-def named(batch: pa.RecordBatch | pa.Table, names: Mapping[str, Sequence[str]]) -> Any:
+def named(batch: pa.RecordBatch | pa.Table, names: Mapping[str, Sequence[str]], where: str) -> Any:
     """A table whose class labels are the classes' names; a label of -1 (unknown) is null.
 
     Raises:
-        pyarrow.ArrowException: a label has no name.
+        ConfigError: a label is no number of a class; `where`: what the message calls the table.
     """
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -315,7 +317,14 @@ def named(batch: pa.RecordBatch | pa.Table, names: Mapping[str, Sequence[str]]) 
     for name, classes in names.items():
         if name in batch.schema.names:
             place = batch.schema.get_field_index(name)
-            known = pc.if_else(pc.less(batch.column(place), 0), None, batch.column(place))
+            try:
+                labels = batch.column(place).cast("int64")  # where some are missing, pandas writes floats
+            except pa.ArrowException as error:
+                raise ConfigError(f"{where}: {name!r} has a class label that is no whole number ({error})") from None
+            if (most := pc.max(labels).as_py()) is not None and most >= len(classes):
+                told = f"{name!r} has the class label {most}, and {len(classes)} classes have names"
+                raise ConfigError(f"{where}: {told}")
+            known = pc.if_else(pc.less(labels, 0), None, labels)
             batch = batch.set_column(place, name, pc.take(pa.array(classes), known))
     return batch
 

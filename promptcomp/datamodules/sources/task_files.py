@@ -38,7 +38,8 @@ class TaskFilesSource(HeldOutSource):
 
     def _context(self, prompt: Path) -> str:
         check_file(prompt)
-        if not (context := _behind(read_text(prompt, "prompt"), self.config.prompt_after)).strip():
+        text = read_text(prompt, "prompt").replace("\r\n", "\n")
+        if not (context := _behind(text, self.config.prompt_after)).strip():
             where = f" behind the line {self.config.prompt_after!r}" if self.config.prompt_after else ""
             raise ConfigError(f"{prompt}: there is no prompt{where}")
         return context

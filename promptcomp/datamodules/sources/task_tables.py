@@ -84,6 +84,15 @@ class TableSource(HeldOutTasks):
         self.config = config
         self._files: dict[Path, list[Entry]] = {}
         self._named = config.columns.named()
+        self._unasked: dict[tuple[str, int | None], None] = {}
+
+    def check(self, found: Found = None) -> None:
+        """See the base class; demonstrations of a data seed that no query has are warned of."""
+        super().check(found)
+        for task, seed in self._unasked:
+            which = "without a seed" if seed is None else f"of seed {seed}"
+            text = f"task {task!r}: the demonstrations {which} are not shown, as all its queries have other seeds"
+            tell(Problem("data", None, text, "warning"), found)
 
     def _read_all(self, found: Found) -> None:
         config = self.config
@@ -161,9 +170,7 @@ class TableSource(HeldOutTasks):
         questions = _grouped(asked)
         tasks = []
         for (name, seed), members in questions.items():
-            seeds = (
-                [seed] if (name, seed) in pools else [other for task, other in pools if task == name and seed is None]
-            )
+            seeds = [other for task, other in pools if task == name and seed in (None, other)]
             if not seeds:
                 raise ConfigError(
                     f"task {name!r}{'' if seed is None else f' (seed {seed})'} has queries and no demonstrations"
@@ -173,6 +180,8 @@ class TableSource(HeldOutTasks):
                 rows = self._rows(members, [*members, *pool])
                 demonstrations = self._rows(pool, [*members, *pool])
                 tasks.append(Task(name, kind_of(row.options for row in rows), demonstrations, rows, chosen))
+        asked_of, shown_to = {name for name, _ in questions}, {(task.name, task.seed) for task in tasks}
+        self._unasked |= {pool: None for pool in pools if pool[0] in asked_of and pool not in shown_to}
         return tasks
 
     def _rows(self, members: Sequence[Entry], all_members: Sequence[Entry]) -> list[Row]:
