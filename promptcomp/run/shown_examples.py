@@ -70,8 +70,8 @@ def read_examples(run: RunDirectory, seed: int) -> list[ShownExample]:
                 for split in dict.fromkeys(each.split for each in found)
                 for why, each in _chosen([each for each in found if each.split == split], seed)
             ]  # fmt: skip
-        lines = read_text(run.examples, "file of examples").splitlines()
-        return [ShownExample.model_validate_json(line) for line in lines]
+        lines = read_text(run.examples, "file of examples").split("\n")  # a text may hold other ends of lines
+        return [ShownExample.model_validate_json(line) for line in lines if line]
     except (ConfigError, ValidationError):
         return []
 

@@ -23,7 +23,7 @@ from promptcomp.run.run_directory import MetricsFile, RunDirectory, make_new, re
 from promptcomp.run.run_page import try_page, write_page
 from promptcomp.run.shown_examples import write_examples
 
-HOSTILE = '<script>alert(1)</script> \x1b[31m \u202e & "quoted"'
+HOSTILE = '<script>alert(1)</script> \x1b[31m \u202e \u2028 & "quoted"'
 
 
 def split(**changes: Any) -> SplitResult:
